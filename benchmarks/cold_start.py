@@ -1,0 +1,90 @@
+"""asv: what the first import and the first gradient cost, in CPU seconds of a fresh process."""
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+
+from .measuring import Child, run_child
+
+TIMED_IMPORT = """
+import time
+start = time.process_time()
+import {module}
+value = time.process_time() - start
+"""
+
+TEN_OPERATIONS = """
+import sys
+import numpy as np, tapegrad as tg
+def f(x):
+    return np.sin(x[0] * x[1]) + x[2] * x[0] / (1.0 + x[1] * x[1]) - x[0] * (x[0] + x[2])
+tg.grad(f)(np.array([0.3, 0.7, 1.1]))
+value = "numba" in sys.modules
+"""
+
+MANY_OPERATIONS = """
+import numpy as np, tapegrad as tg
+def f(x):
+    for _ in range(50_000):
+        x = np.sin(1.5 * x)
+    return x
+value = tg.grad(f)(0.5)
+"""
+
+
+def import_ratio(rounds: int = 7) -> float:
+    """Return the CPU time of `import tapegrad` over that of `import numpy`: a paired median."""
+    ratios = []
+    for number in range(rounds + 1):
+        ours, numpy = (
+            run_child(TIMED_IMPORT.format(module=module)).value for module in ("tapegrad", "numpy")
+        )
+        if number:  # the first import may compile Python's byte code
+            ratios.append(ours / numpy)
+    return statistics.median(ratios)
+
+
+def first_gradient(code: str, *, warm: bool, rounds: int = 3) -> list[Child]:
+    """Return the children that ran `code` with a warm or an empty cache of kernels.
+
+    The cache lies in a folder of its own: neither a user's cache is touched, nor what a
+    former run has left is used.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        if warm:
+            run_child(MANY_OPERATIONS, NUMBA_CACHE_DIR=cache)
+            return [run_child(code, NUMBA_CACHE_DIR=cache) for _ in range(rounds)]
+    children = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            children.append(run_child(code, NUMBA_CACHE_DIR=cache))
+    return children
+
+
+def median_cpu(children: Sequence[Child]) -> float:
+    """Return the median CPU seconds of some children."""
+    return statistics.median(child.cpu for child in children)
+
+
+class Import:
+    """`import tapegrad` against `import numpy`."""
+
+    unit = "ratio"
+
+    def track_ratio(self):
+        return import_ratio(rounds=3)
+
+
+class FirstGradient:
+    """From the start of Python to the first gradient."""
+
+    params = ("warm", "cold")
+    param_names = ("cache",)
+    unit = "s"
+    timeout = 300
+
+    def track_ten_operations(self, cache):
+        return median_cpu(first_gradient(TEN_OPERATIONS, warm=cache == "warm"))
+
+    def track_many_operations(self, cache):
+        return median_cpu(first_gradient(MANY_OPERATIONS, warm=cache == "warm", rounds=1))

@@ -1,0 +1,78 @@
+"""What several workloads need of one system: compilers, versions, generated code."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+
+TORCH_VERSION = "2.13.0"
+
+
+def import_torch(threads: int) -> Any:
+    """Import torch, on `threads` threads; other versions would not be comparable over time."""
+    import torch
+
+    if torch.__version__.split("+")[0] != TORCH_VERSION:
+        raise RuntimeError(
+            f"torch {torch.__version__} is installed, figures are for {TORCH_VERSION}: "
+            f"pip install torch=={TORCH_VERSION}"
+        )
+    torch.set_num_threads(threads)
+    return torch
+
+
+def compile_c(source: Path, *, optimise: str = "-O3") -> Path:
+    """Compile `source` for this very machine, unless that has been done; return the library.
+
+    Raises
+    ------
+    RuntimeError
+        If no C compiler answers to cc, gcc or clang.
+    """
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        raise RuntimeError("no C compiler found: install one that answers to cc, gcc or clang")
+    BUILD.mkdir(exist_ok=True)
+    library = BUILD / f"{source.stem}.so"
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+        flags = [optimise, "-march=native", "-shared", "-fPIC"]
+        unfinished = library.with_suffix(".part")
+        subprocess.run([compiler, *flags, str(source), "-o", str(unfinished), "-lm"], check=True)
+        unfinished.replace(library)
+    return library
+
+
+def floors() -> Path:
+    """Return the library of hand-written adjoints, floors.c: what a good C programmer gets."""
+    return compile_c(HERE / "floors.c")
+
+
+def compile_casadi(function: Any, name: str) -> Any:
+    """Return a CasADi function as compiled C, which CasADi writes and loads."""
+    import casadi
+
+    BUILD.mkdir(exist_ok=True)
+    generator = casadi.CodeGenerator(f"{name}.c")
+    generator.add(function)
+    generator.generate(f"{BUILD}/")
+    library = compile_c(BUILD / f"{name}.c", optimise="-O1")  # -O3 takes minutes on such a file
+    return casadi.external(function.name(), str(library))
+
+
+def compile_jax(
+    function: Callable[..., Any], argument: Any
+) -> tuple[Callable[[], Any], dict[str, float]]:
+    """Return a call of the compiled `function(argument)`, and the seconds that making it took."""
+    import jax
+
+    start = time.perf_counter()
+    lowered = jax.jit(function).lower(argument)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    info = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
+    return lambda: jax.block_until_ready(compiled(argument)), info

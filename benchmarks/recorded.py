@@ -1,0 +1,50 @@
+"""The scalar loop on a tape, ready to be swept again and again.
+
+The one module here that reaches into tapegrad: nothing public sweeps a finished tape twice.
+"""
+
+import numpy as np
+
+import tapegrad as tg
+from tapegrad import execute
+
+from .workloads import LOOP_OPERATIONS, LOOP_POINT, scalar_loop
+
+
+class RecordedLoop:
+    """`scalar_loop` of about `operations` operations, recorded and swept once by the kernels.
+
+    Attributes
+    ----------
+    instructions : int
+        Instructions on the tape: the operations, and the imports of three leaves.
+    """
+
+    def __init__(self, operations: int) -> None:
+        leaves = [tg.array(value) for value in LOOP_POINT]
+        self._out = scalar_loop(*leaves, operations // LOOP_OPERATIONS, np.sin)
+        self._tape = self._out.tape
+        with tg.executor("compiled"):
+            execute.evaluate(self._tape)
+        self.instructions: int = self._tape.n
+        self._adjoints = np.zeros(self._tape.flushed_cell)
+
+    def forward(self) -> None:
+        """Compute all values again."""
+        self._tape.done = self._tape.done_cell = 0
+        with tg.executor("compiled"):
+            execute.evaluate(self._tape)
+
+    def reverse(self) -> None:
+        """Compute the adjoints of the leaves again."""
+        cell = self._out.cell
+        self._adjoints[cell] = 1.0
+        with tg.executor("compiled"):
+            execute.reverse(self._tape, self._adjoints, cell + 1)
+        for entry in self._tape.imports:  # the sweep leaves the leaves' adjoints to its caller
+            self._adjoints[entry.cell] = 0.0
+
+    def sweep(self) -> None:
+        """Compute values, then adjoints."""
+        self.forward()
+        self.reverse()

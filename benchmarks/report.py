@@ -1,0 +1,201 @@
+"""The figures that the project promises, measured in one run: `python -m benchmarks.report`.
+
+Every figure is a median, of CPU seconds on one thread unless it says otherwise; what is compared is
+measured in turn. The exit status is 1 where a figure misses its bound or could not be measured.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .cold_start import MANY_OPERATIONS, TEN_OPERATIONS, first_gradient, import_ratio, median_cpu
+from .measuring import interleave, isolated, peak_bytes, pin
+from .peers.case import Options
+from .peers.run import compare
+
+PEER_BOUNDS = {"xad": 1.4, "torch_eager": 15.0, "autograd": 40.0}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number and the bounds that it has to keep; without bounds it is only shown."""
+
+    what: str
+    value: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Return "pass" or "FAIL" (nan fails), or nothing where there is no bound."""
+        if self.at_least is None and self.at_most is None:
+            return ""
+        above = self.at_least is None or self.value >= self.at_least
+        below = self.at_most is None or self.value <= self.at_most
+        return "pass" if above and below else "FAIL"
+
+    @property
+    def bound(self) -> str:
+        """Return the bounds in words."""
+        low = "" if self.at_least is None else f">= {self.at_least:g}"
+        high = "" if self.at_most is None else f"<= {self.at_most:g}"
+        return f"{low} {high}".strip()
+
+
+Figures = Iterator[Figure]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure."""
+
+    rounds: int
+    large: int
+
+
+# What runs in a process of its own imports tapegrad there: this process stays without it.
+
+
+def sweep_seconds(large: int, rounds: int) -> dict[int, float]:
+    """Return the CPU seconds an instruction of a forward and reverse sweep, by tape size."""
+    from .recorded import RecordedLoop
+
+    pin()
+    loops = {operations: RecordedLoop(operations) for operations in (10**5, large)}
+    seconds = interleave({n: loop.sweep for n, loop in loops.items()}, rounds)
+    return {n: seconds[n] / loops[n].instructions for n in loops}
+
+
+def index_growth(name: str, rounds: int) -> float:
+    """Return the exponent of time against n of one of the index loops."""
+    from . import index_loop
+
+    pin()
+    return index_loop.growth(getattr(index_loop, name), rounds=rounds)
+
+
+def memory(operations: int) -> tuple[float, float]:
+    """Return resident bytes an instruction, and the peak of the process."""
+    from .memory import bytes_per_instruction
+
+    return bytes_per_instruction(operations), peak_bytes()
+
+
+def gradients(effort: Effort) -> Figures:
+    """Recording and sweeping w1, here and in the peers."""
+    peers = ["tapegrad", "c_manual", *PEER_BOUNDS]
+    found = compare("w1", Options(n=100_000), peers=peers, rounds=effort.rounds)
+    ours = found.row("tapegrad")
+    if ours is None:
+        raise RuntimeError(found.absent["tapegrad"])
+    yield Figure("w1, record and reverse, an operation", ours.ns_per_operation, "ns", at_most=350)
+    for peer, bound in PEER_BOUNDS.items():
+        row = found.row(peer)
+        if row is None:
+            print(f"{peer} is not measured: {found.absent[peer]}", file=sys.stderr)
+        ratio = float("nan") if row is None else row.ratio
+        yield Figure(f"w1, time of {peer} over ours", ratio, "x", at_least=bound)
+    floor = found.row("c_manual")
+    if floor is not None:
+        yield Figure("w1, our time over hand-written C", 1.0 / floor.ratio, "x")
+    off = [row.disagreement for row in found.rows if row.disagreement is not None]
+    yield Figure("w1, largest disagreement of gradients", max(off), "relative", at_most=1e-10)
+
+
+def sweeps(effort: Effort) -> Figures:
+    """Sweeping a tape that is there."""
+    seconds = isolated(sweep_seconds, effort.large, effort.rounds)
+    small, large = seconds[10**5], seconds[effort.large]
+    yield Figure("sweep of w1 at 1e5, an instruction", small * 1e9, "ns", at_most=8)
+    yield Figure(f"sweep of w1 at {effort.large:.0e}, an instruction", large * 1e9, "ns")
+    yield Figure(f"sweep of w1, {effort.large:.0e} over 1e5", large / small, "x", at_most=2)
+
+
+def memories(effort: Effort) -> Figures:
+    """Memory of the steady state."""
+    resident, peak = isolated(memory, effort.large)
+    yield Figure(f"memory of w1 at {effort.large:.0e}, an instruction", resident, "B", at_most=26)
+    yield Figure(f"peak memory of w1 at {effort.large:.0e}", peak / 1e6, "MB")
+
+
+def index_loops(effort: Effort) -> Figures:
+    """Elements one by one, n = 1e3 to 1e6."""
+    for name, what in (
+        ("read_all", "x[i] read"),
+        ("write_all", "y[i] written"),
+        ("fill_and_reverse", "y[i] written, then backward"),
+    ):
+        value = isolated(index_growth, name, effort.rounds)
+        yield Figure(f"{what}, exponent in n", value, "", at_least=0.95, at_most=1.05)
+
+
+def cold_starts(effort: Effort) -> Figures:
+    """From the start of Python."""
+    yield Figure("import tapegrad over import numpy", import_ratio(effort.rounds), "x", at_most=1.3)
+    for cache in ("warm", "cold"):
+        children = first_gradient(TEN_OPERATIONS, warm=cache == "warm", rounds=effort.rounds)
+        what = f"first gradient of 10 operations, {cache}"
+        yield Figure(what, median_cpu(children), "s", at_most=0.2)
+        loaded = max(bool(child.value) for child in children)
+        yield Figure(f"{what}: numba imported", loaded, "times", at_most=0)
+    rounds = min(effort.rounds, 3)  # a cold one takes seconds
+    for cache, bound in (("warm", 0.9), ("cold", 6.0)):
+        children = first_gradient(MANY_OPERATIONS, warm=cache == "warm", rounds=rounds)
+        what = f"first gradient of 1e5 operations, {cache}"
+        yield Figure(what, median_cpu(children), "s", at_most=bound)
+        lines = statistics.median(len(child.stderr.splitlines()) for child in children)
+        said = 1 if cache == "cold" else 0
+        yield Figure(f"{what}: lines on stderr", lines, "", at_least=said, at_most=said)
+
+
+PARTS: dict[str, Callable[[Effort], Figures]] = {
+    "gradient": gradients,
+    "sweep": sweeps,
+    "memory": memories,
+    "index": index_loops,
+    "cold": cold_starts,
+}
+
+
+def main() -> int:
+    """Measure what the command line asks for, and print each figure as it comes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--quick", action="store_true", help="one round, and 1e6 operations in place of 1e7"
+    )
+    parser.add_argument("--json", type=Path, help="a file to write the figures to")
+    asked = parser.parse_args()
+    unknown = set(asked.parts).difference(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    effort = Effort(1, 10**6) if asked.quick else Effort(asked.rounds, 10**7)
+    figures: list[Figure] = []
+    broken = 0
+    print(f"{'figure':54} {'value':>10} {'unit':8} {'bound':16} verdict")
+    for name in asked.parts or PARTS:
+        try:
+            for figure in PARTS[name](effort):
+                figures.append(figure)
+                print(
+                    f"{figure.what:54} {figure.value:10.4g} {figure.unit:8} {figure.bound:16} "
+                    f"{figure.verdict}",
+                    flush=True,
+                )
+        except Exception as error:  # the other parts are still worth measuring
+            broken += 1
+            print(f"{name}: not measured: {type(error).__name__}: {error}", flush=True)
+    if asked.json:
+        figures_with_verdicts = [{**asdict(f), "verdict": f.verdict} for f in figures]
+        asked.json.write_text(json.dumps(figures_with_verdicts, indent=1))
+    return 1 if broken or any(f.verdict == "FAIL" for f in figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Interpreters of tapes: the generator, what it generates, and the reference they are tested against."""

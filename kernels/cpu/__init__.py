@@ -1,0 +1,1 @@
+"""Kernels that Numba compiles. Importing a module of this package imports Numba."""

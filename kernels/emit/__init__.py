@@ -1,0 +1,1 @@
+"""The emitters: each turns the operation table into one generated file."""

@@ -1,0 +1,82 @@
+"""Copies the functions that a compiled module needs out of kernels/functions.py."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tapegrad.ops.row import CONSTANTS
+
+SOURCE = Path(__file__).parents[1] / "functions.py"
+
+# What the names of guarded.py mean to Numba, which answers as IEEE 754 does by itself.
+MATH = {
+    **{
+        name: name
+        for name in (
+            *("copysign", "cos", "cosh", "erf", "erfc", "exp", "expm1", "gamma", "hypot"),
+            *("isfinite", "isinf", "isnan", "lgamma", "log", "log10", "log1p", "log2"),
+            *("nextafter", "sin", "sinh", "sqrt", "tan", "tanh"),
+        )
+    },
+    "arccos": "acos",
+    "arccosh": "acosh",
+    "arcsin": "asin",
+    "arcsinh": "asinh",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "arctanh": "atanh",
+    "power": "pow",
+    "scale": "ldexp",
+    "split": "frexp",
+}
+BUILTINS = {"abs", "float", "int", "max", "min"}
+FLOAT32 = '''@helper
+def float32(x: float) -> float:
+    """Return x rounded to single precision."""
+    return float(np.float32(x))
+'''
+
+
+def _functions() -> dict[str, tuple[str, set[str]]]:
+    """Return the text of each function of the source, and the names it uses."""
+    text = SOURCE.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+            found[node.name] = ("\n".join(lines[node.lineno - 1 : node.end_lineno]), names)
+    return found
+
+
+def preamble(used: set[str], *, numpy: bool = False) -> str:
+    """Return imports, constants and functions for a compiled module that uses these names."""
+    functions = _functions()
+    needed = set(used)
+    while True:
+        more = {name for n in needed & set(functions) for name in functions[n][1]} - needed
+        if not more:
+            break
+        needed |= more
+    unknown = used - set(functions) - set(MATH) - set(CONSTANTS) - BUILTINS - {"float32"}
+    if unknown:
+        raise ValueError(f"no function {sorted(unknown)}; write it in kernels/functions.py")
+    aliases = sorted((MATH[name], name) for name in needed & set(MATH) - set(functions))
+    plain = sorted(a for a, b in aliases if a == b)
+    plain += sorted(needed & {"inf", "nan", "pi"})
+    parts = ["from __future__ import annotations\n"]
+    parts += [f"from math import {a} as {b}" for a, b in aliases if a != b]
+    if plain:
+        parts += ["from math import (", *(f"    {name}," for name in sorted(plain)), ")"]
+    parts += ["\nimport numpy as np\n" if numpy or "float32" in needed else ""]
+    parts += ["from tapegrad.kernels.cpu.jit import helper, kernel\n"]
+    named = [name for name in CONSTANTS if name in needed - {"inf", "nan", "pi"}]
+    parts += [f"{name} = {CONSTANTS[name]!r}" for name in named]
+    parts += ["\n"]
+    if "float32" in needed:
+        parts += [FLOAT32 + "\n"]
+    for name, (text, _) in functions.items():
+        if name in needed:
+            parts += [f"@helper\n{text}\n\n"]
+    return "\n".join(parts)

@@ -1,0 +1,187 @@
+"""Emits kernels/cpu/scalar.py: the scalar interpreters, forward and reverse."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+from tapegrad.kernels.emit.language import HEADER, compiled, contribution, names_in, tree
+from tapegrad.kernels.emit.library import preamble
+from tapegrad.kernels.emit.numbering import CELLS, KX, STRUCTURAL, Opcode
+from tapegrad.ops.row import Nondiff, Partial, Row, parse
+
+_INPUT, _LANES, _HOST, _CONST, _CARRY = range(len(STRUCTURAL))
+
+_FORWARD = '''@kernel
+def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
+    """Run instructions from `start`, whose first cell is `cell`; stop early before LANES or HOST.
+
+    Returns (position, cell): the instruction not yet run, and its first cell.
+    """
+    i = np.uint64(start)
+    end = np.uint64(stop)
+    c = np.uint64(cell)
+    one = np.uint64(1)
+    while i < end:
+        o = op[i]
+        p = np.uint64(a[i])
+        q = np.uint64(b[i])
+        if o < {first}:
+            if o == {input}:  # The values of an input are there already.
+                c += q
+                i += one
+                continue
+            if o == {const}:
+                v[c] = k[p]
+            elif o == {carry}:
+                v[c] = 0.0
+            else:  # LANES and HOST are run by others.
+                break
+            c += one
+            i += one
+            continue
+        s = v[p]
+{cases}
+        else:
+            break
+        v[c] = r
+        c += one
+        i += one
+    return np.int64(i), np.int64(c)
+'''
+
+_REVERSE = '''@kernel
+def reverse(op, a, b, k, v, g, start, stop, cell, strict):  # type: ignore[no-untyped-def]
+    """Run instructions `start` - 1 down to `stop`; `cell` is the first cell after them.
+
+    Returns (position, cell): the sweep stopped below `position`, whose first cell is `cell`. Adjoints
+    are cleared as they are used, but for those of inputs, which the caller reads.
+    """
+    i = np.uint64(start)
+    end = np.uint64(stop)
+    c = np.uint64(cell)
+    one = np.uint64(1)
+    while i > end:
+        i -= one
+        o = op[i]
+        if o < {const}:
+            if o == {input}:
+                c -= np.uint64(b[i])
+                continue
+            i += one  # LANES and HOST are run by others.
+            break
+        c -= one
+        w = g[c]
+        g[c] = 0.0
+        if (w == 0.0 and not strict) or o < {first}:
+            continue
+        p = np.uint64(a[i])
+        q = np.uint64(b[i])
+        s = v[p]
+{cases}
+        else:  # Constant wherever it is smooth.
+            continue
+        g[p] += r
+    return np.int64(i), np.int64(c)
+'''
+
+_COMPILE = '''_COLUMNS = "uint8[::1], uint32[::1], uint32[::1], float64[::1], float64[::1]"
+SIGNATURES = {
+    "forward": f"({_COLUMNS}, int64, int64, int64)",
+    "reverse": f"({_COLUMNS}, float64[::1], int64, int64, int64, boolean)",
+}
+
+
+def compile_all() -> None:
+    """Compile both interpreters, or load them from the cache."""
+    forward.compile(SIGNATURES["forward"])
+    reverse.compile(SIGNATURES["reverse"])
+'''
+
+
+def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
+    """Return the module of the scalar interpreters."""
+    numbers = {
+        "first": len(STRUCTURAL),
+        "input": _INPUT,
+        "const": _CONST,
+        "carry": _CARRY,
+    }
+    forward = _FORWARD.format(cases=chain(opcodes, _forward_case), **numbers)
+    reverse = _REVERSE.format(cases=chain(opcodes, _reverse_case), **numbers)
+    used = {
+        name
+        for row in table.values()
+        for node in (parse(text) for _, text in row.expressions())
+        for name in names_in(node) - {*row.operands, *row.let, "out"}
+    }
+    header = HEADER.format(title="The scalar interpreters: one switch over opcodes, compiled once.")
+    return "\n".join([header, preamble(used, numpy=True), forward, "", reverse, "", _COMPILE])
+
+
+def chain(
+    opcodes: tuple[Opcode, ...], case: Callable[[Opcode], list[str]], indent: str = "        "
+) -> str:
+    """Return an if/elif chain over opcodes, in which opcodes with equal bodies share a case."""
+    cases: dict[tuple[str, ...], list[Opcode]] = {}
+    for opcode in opcodes:
+        body = case(opcode)
+        if body:
+            cases.setdefault(tuple(body), []).append(opcode)
+    lines: list[str] = []
+    for body, group in cases.items():
+        word = "elif" if lines else "if"
+        lines.append(f"{indent}# {', '.join(opcode.name.lower() for opcode in group)}")
+        test = " or ".join(f"o == {opcode.number}" for opcode in group)
+        lines.append(f"{indent}{word} {test}:")
+        lines += [f"{indent}    {line}" for line in body]
+    return "\n".join(lines)
+
+
+def operands(opcode: Opcode) -> dict[str, tuple[str, str | None]]:
+    """Return, for each operand, the expression of its value and of its cell (None: a constant).
+
+    ``s`` is the value of the first operand cell, which every row loads before the switch.
+    """
+    if opcode.row.arity == 1:
+        return {"x": ("s", "p")}
+    if opcode.row.arity == 3:
+        return {"x": ("v[a[i - one]]", "a[i - one]"), "y": ("s", "p"), "z": ("v[q]", "q")}
+    if opcode.variant == CELLS:
+        return {"x": ("s", "p"), "y": ("v[q]", "q")}
+    if opcode.variant == KX:
+        return {"x": ("k[q]", None), "y": ("s", "p")}
+    return {"x": ("s", "p"), "y": ("k[q]", None)}
+
+
+def _forward_case(opcode: Opcode) -> list[str]:
+    names = {name: value for name, (value, _) in operands(opcode).items()}
+    return [f"r = {compiled(tree(opcode.row, opcode.row.out), names)}"]
+
+
+def _reverse_case(opcode: Opcode) -> list[str]:
+    """Return what adds to the adjoints: ``r`` is what goes to cell p, after the switch."""
+    row = opcode.row
+    names = {name: value for name, (value, _) in operands(opcode).items()} | {"out": "v[c]"}
+    body: list[str] = []
+    used: set[str] = set()
+    to_p = None
+    for (_, cell), partial in zip(operands(opcode).values(), row.partials, strict=True):
+        node = _contribution(partial)
+        if cell is None or node is None:
+            continue
+        used |= names_in(node)
+        if cell == "p":
+            to_p = compiled(node, names)
+        else:
+            body.append(f"g[{cell}] += {compiled(node, names)}")
+    if not body and to_p is None:
+        return []
+    lets = [f"{name} = {compiled(parse(text), names)}" for name, text in row.let.items()]
+    return (lets if used & set(row.let) else []) + body + [f"r = {to_p or '0.0'}"]
+
+
+def _contribution(partial: Partial) -> ast.expr | None:
+    if isinstance(partial, Nondiff):
+        return ast.Name("nan", ast.Load())
+    return contribution(parse(partial)) if isinstance(partial, str) else None

@@ -1,0 +1,48 @@
+"""Generates the interpreters and their companions from the operation table.
+
+``python -m tapegrad.kernels.generate`` writes what changed; with ``--check`` it writes nothing, names
+the files that are stale, and exits with status 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tapegrad.kernels.emit import numbering, opcodes, rules, scalar
+from tapegrad.ops.table import TABLE
+
+KERNELS = Path(__file__).parent
+
+
+def outputs() -> dict[Path, str]:
+    """Return the text of every generated file."""
+    numbered = numbering.number(TABLE)
+    return {
+        KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
+        KERNELS / "rules.py": rules.emit(TABLE, numbered),
+        KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check the generated files, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tapegrad.kernels.generate", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only say which files are stale")
+    check = parser.parse_args(arguments).check
+    stale = 0
+    for path, text in outputs().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if check:
+            print(f"stale: {path}; run python -m tapegrad.kernels.generate", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"wrote {path}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

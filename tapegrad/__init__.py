@@ -1,0 +1,47 @@
+"""Exact derivatives of numerical Python: a flat tape, swept by kernels that are compiled once.
+
+>>> import numpy as np
+>>> import tapegrad as tg
+>>> tg.grad(lambda x: np.sum(np.sin(x) * x))(np.array([0.0, 1.0]))
+array([0.        , 1.38177329])
+"""
+
+from . import functions, view  # they register what results are made of, and NumPy's functions
+from .array import Array
+from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros
+from .derivatives import grad, jacobian, value_and_grad, vjp
+from .errors import (
+    LostGradientError,
+    NoGradientError,
+    NotDifferentiableError,
+    ReleasedTapeError,
+    TapeGradError,
+    ThreadError,
+)
+from .execute import executor
+
+__version__ = "0.1.0.dev0"
+
+del functions, view
+
+__all__ = [
+    "Array",
+    "LostGradientError",
+    "NoGradientError",
+    "NotDifferentiableError",
+    "ReleasedTapeError",
+    "TapeGradError",
+    "ThreadError",
+    "array",
+    "constant",
+    "executor",
+    "full",
+    "grad",
+    "jacobian",
+    "no_grad",
+    "ones",
+    "stop_gradient",
+    "value_and_grad",
+    "vjp",
+    "zeros",
+]

@@ -1,0 +1,180 @@
+"""The backward sweep over one tape and the tapes that it links back to."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import numpy as np
+
+from . import execute
+from .arena import give_back_adjoints, take_adjoints
+from .errors import NoGradientError, at_caller
+from .record import shape_of
+from .storage import Floats, Leaf, Tracked, TrackedArray, TrackedScalar
+from .tape import Import, Tape, check_usable, recorder
+
+Seed = tuple[Any, Floats]  # cells (first of a run, or an array), flat cotangent
+
+
+def backward(y: Tracked, gradient: Any, strict: bool) -> None:
+    """Accumulate the derivatives of `y` into the ``.grad`` of leaves; see `Array.backward`."""
+    cotangent = check_cotangent(gradient, shape_of(y))
+    if y.leaf is not None:  # type: ignore[attr-defined]
+        if not y.leaf.requires_grad:  # type: ignore[attr-defined]
+            raise NoGradientError(f"this leaf does not require a gradient{at_caller()}")
+        y.leaf.accumulate(cotangent)  # type: ignore[attr-defined]
+        return
+    tape, cells = place_of(y)
+    check_usable(tape)
+    found = sweep(tape, cells, cotangent.ravel(), strict=strict)
+    totals: dict[int, tuple[Leaf, Floats]] = {}
+    for entry, adjoint in found:
+        leaf = entry.leaf
+        if leaf is not None and leaf.requires_grad:
+            known = totals.get(id(leaf))
+            totals[id(leaf)] = (leaf, adjoint if known is None else known[1] + adjoint)
+    if not totals:
+        raise NoGradientError(
+            "backward found no leaf that requires a gradient: make one with tg.array(...), "
+            f"outside tg.no_grad(){at_caller()}"
+        )
+    for leaf, total in totals.values():
+        leaf.accumulate(total.reshape(leaf.value.shape))
+    if tape is recorder.tape:
+        recorder.turn_over()
+
+
+def check_cotangent(gradient: Any, shape: tuple[int, ...]) -> Floats:
+    """Return a cotangent as a float64 array of `shape`.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape, or is left out where the output is not a single element.
+    TypeError
+        If it is tracked, complex or not numeric.
+    """
+    if gradient is None:
+        if int(np.prod(shape)) != 1:
+            raise ValueError(
+                f"backward needs a cotangent for an output of shape {shape}: pass "
+                f"gradient=np.ones({shape}) for the gradient of the sum{at_caller()}"
+            )
+        return np.ones(shape)
+    if isinstance(gradient, Tracked):
+        raise TypeError(
+            "the cotangent is a tracked value; derivatives of derivatives are not implemented "
+            f"yet, pass its .value{at_caller()}"
+        )
+    array = np.asarray(gradient)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a cotangent of dtype {array.dtype} is not real{at_caller()}")
+    if array.shape != shape:
+        raise ValueError(
+            f"the cotangent has shape {array.shape}, but the output has shape {shape}{at_caller()}"
+        )
+    return array.astype(np.float64)
+
+
+def place_of(y: Any) -> tuple[Tape, Any]:
+    """Return the tape of a tracked value that is no leaf, and its cells."""
+    if isinstance(y, TrackedScalar):
+        assert y.tape is not None
+        return y.tape, y.cell
+    assert isinstance(y, TrackedArray)
+    storage, window = y.storage, y.window
+    if storage.tape is None:  # a view of a leaf that no recording has imported yet
+        recorder.current().import_storage(storage)
+    assert storage.tape is not None
+    if storage.index is not None:
+        return storage.tape, window.cells(storage.index).ravel()
+    if window.is_contiguous:
+        return storage.tape, storage.base + window.offset
+    return storage.tape, (window.cells() + storage.base).ravel()
+
+
+def sweep(
+    tape: Tape, cells: Any, cotangent: Floats, *, strict: bool = False, recording: object = None
+) -> list[tuple[Import, Floats]]:
+    """Sweep `tape` and then the tapes that it links to, newest first.
+
+    Parameters
+    ----------
+    tape, cells, cotangent
+        Where the sweep starts: cells of `tape` (the first of a run, or an array) and their
+        cotangents.
+    strict : bool
+        Visit instructions whose adjoint is zero, too.
+    recording : object, optional
+        Stay within the tapes recorded for this transform.
+
+    Returns
+    -------
+    list of (Import, adjoint)
+        The imports of leaves that some adjoint reached.
+    """
+    waiting: dict[int, tuple[Tape, list[Seed]]] = {tape.serial: (tape, [(cells, cotangent)])}
+    order = [-tape.serial]
+    found: list[tuple[Import, Floats]] = []
+    while order:
+        tape, seeds = waiting.pop(-heapq.heappop(order))
+        for entry, adjoint in _sweep_one(tape, seeds, strict):
+            source = entry.source
+            if entry.leaf is not None:
+                found.append((entry, adjoint))
+            elif source is not None and (recording is None or source.recording is recording):
+                if source.serial not in waiting:
+                    waiting[source.serial] = (source, [])
+                    heapq.heappush(order, -source.serial)
+                waiting[source.serial][1].append((entry.cells, adjoint))
+    return found
+
+
+def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import, Floats]]:
+    with tape.lock:
+        execute.evaluate(tape)
+        column = take_adjoints(tape.flushed_cell)
+        g = column.array
+        clean = False
+        try:
+            top = 0
+            for cells, cotangent in seeds:
+                if isinstance(cells, (int, np.integer)):
+                    stop = int(cells) + cotangent.size
+                    g[int(cells) : stop] += cotangent
+                    top = max(top, stop)
+                elif cells.size:
+                    np.add.at(g, cells, cotangent)
+                    top = max(top, int(cells.max()) + 1)
+            execute.reverse(tape, g, top, strict)
+            found = []
+            for entry in tape.imports:
+                part = g[entry.cell : entry.cell + entry.size]
+                if part.any() or (entry.leaf is not None and entry.cell < top):
+                    found.append((entry, part.copy()))
+                    part[...] = 0.0
+            clean = True
+            return found
+        finally:
+            give_back_adjoints(column, clean)
+
+
+def requires_grad(y: Any) -> bool:
+    """Whether some leaf that requires a gradient is reached from `y` (see `Array.requires_grad`)."""
+    if y.leaf is not None:
+        needed: bool = y.leaf.requires_grad
+        return needed
+    tape, _ = place_of(y)
+    seen, stack = set(), [tape]
+    while stack:
+        tape = stack.pop()
+        seen.add(tape.serial)
+        if tape.detached:
+            continue
+        for entry in tape.imports:
+            if entry.leaf is not None and entry.leaf.requires_grad:
+                return True
+            if entry.source is not None and entry.source.serial not in seen:
+                stack.append(entry.source)
+    return False

@@ -1,0 +1,59 @@
+"""Exceptions, and the place in the user's code that they name.
+
+Every exception derives from the class a NumPy user expects, so that existing ``except`` clauses
+keep working.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_KERNELS = os.path.join(os.path.dirname(os.path.dirname(_PACKAGE)), "kernels") + os.sep
+_NUMPY = os.sep + "numpy" + os.sep
+
+
+class TapeGradError(Exception):
+    """Base of the exceptions that only tapegrad raises."""
+
+
+class LostGradientError(TapeGradError, TypeError):
+    """A tracked value was about to become a plain number, which would lose its gradient."""
+
+
+class NotDifferentiableError(TapeGradError, TypeError):
+    """An operation has no derivative, or tapegrad does not know it yet."""
+
+
+class ReleasedTapeError(TapeGradError, RuntimeError):
+    """A value was used after the recording that it belongs to had been released."""
+
+
+class ThreadError(TapeGradError, RuntimeError):
+    """A value of a recording that another thread is still making was used."""
+
+
+class NoGradientError(TapeGradError, RuntimeError):
+    """``backward`` was called on a value that depends on nothing that requires a gradient."""
+
+
+def caller() -> tuple[str, int]:
+    """Return file name and line of the innermost frame outside tapegrad and NumPy."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_PACKAGE, _KERNELS, "<frozen", "<__array_function__")) and (
+            _NUMPY not in name
+        ):
+            return name, frame.f_lineno
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "<unknown>", 0
+
+
+def at_caller() -> str:
+    """Return ``" (script.py:12)"``, the user's line, to end an error message with."""
+    name, line = caller()
+    return f" ({os.path.basename(name)}:{line})"

@@ -1,0 +1,164 @@
+"""Structural operations: instructions whose rule is run by Python, on NumPy arrays.
+
+A sweep that meets one calls `HostCall.forward` or `HostCall.reverse`; the rule itself is a row of
+`tapegrad.ops.structural`, which knows nothing of tapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from .errors import at_caller
+from .kernels.opcodes import HOST
+from .record import FLOAT32, FLOAT64, cell_of, cells_of, elementwise, operand, promote, run, shape_of
+from .storage import Floats, TrackedArray, TrackedScalar
+from .tape import Tape, recorder
+from .window import Shape, Window, broadcast_shapes
+
+
+class HostOperand:
+    """Where a structural operation finds an operand: a window on cells, cells, or a constant."""
+
+    __slots__ = ("cells", "constant", "window")
+
+    def __init__(self, tape: Tape, x: Any) -> None:
+        self.cells: Any = None
+        self.window: Window | None = None
+        self.constant: Any = None
+        if isinstance(x, TrackedScalar):
+            self.window = Window(cell_of(tape, x), (), ())
+        elif isinstance(x, TrackedArray):
+            storage = tape.import_storage(x.storage)
+            if storage.index is None:
+                w = x.window
+                self.window = Window(storage.base + w.offset, w.shape, w.strides)
+            else:
+                self.cells = cells_of(tape, x)
+        else:
+            self.constant = np.array(x, np.float64)
+
+    def read(self, v: Floats) -> Floats:
+        """Return the operand's values, as a view where that is possible."""
+        if self.window is not None:
+            return self.window.view(v)
+        values: Floats = self.constant if self.cells is None else v[self.cells]
+        return values
+
+    def accumulate(self, g: Floats, cotangent: Floats) -> None:
+        """Add a cotangent of the operand's shape to the adjoints of its cells."""
+        if self.window is not None and self.window.is_contiguous:
+            view = self.window.view(g)
+            view += cotangent
+        elif self.window is not None:
+            np.add.at(g, self.window.cells(), cotangent)
+        elif self.cells is not None:
+            np.add.at(g, self.cells, cotangent)
+
+
+class HostCall:
+    """One structural instruction: a rule, its operands and parameters, and where it was written."""
+
+    __slots__ = ("operands", "params", "row", "shape")
+
+    def __init__(
+        self, row: Any, operands: list[HostOperand], params: dict[str, Any], shape: Shape
+    ) -> None:
+        self.row = row
+        self.operands = operands
+        self.params = params
+        self.shape = shape
+
+    def forward(self, v: Floats, out: Floats) -> None:
+        """Compute the operation into the cells `out`."""
+        with np.errstate(all="ignore"):
+            values = [x.read(v) for x in self.operands]
+            out[...] = np.asarray(self.row.forward(*values, **self.params)).ravel()
+
+    def reverse(self, v: Floats, g: Floats, cell: int, strict: bool) -> None:
+        """Turn the adjoints of the operation's cells, from `cell` on, into its operands'."""
+        size = Window.contiguous(0, self.shape).size
+        adjoint = g[cell : cell + size].reshape(self.shape).copy()
+        g[cell : cell + size] = 0.0
+        if not strict and not adjoint.any():
+            return
+        out = v[cell : cell + size].reshape(self.shape)
+        with np.errstate(all="ignore"):
+            values = [x.read(v) for x in self.operands]
+            cotangents = self.row.vjp(adjoint, out, *values, **self.params)
+            for x, cotangent in zip(self.operands, cotangents, strict=True):
+                if x.constant is None:
+                    x.accumulate(g, cotangent)
+
+
+def structural(name: str, *operands: Any, **params: Any) -> Any:
+    """Record a structural row on tracked and constant operands.
+
+    Errors of shape are raised here, before anything is recorded, rather than in a sweep.
+    """
+    from .ops.structural import STRUCTURAL  # loaded with the first structural operation
+
+    known = [operand(x) for x in operands]
+    if any(x is NotImplemented for x in known):
+        bad = next(x for x, y in zip(operands, known, strict=True) if y is NotImplemented)
+        raise TypeError(f"{name} does not take a {type(bad).__name__}{at_caller()}")
+    row = STRUCTURAL[name]
+    shape = result_shape(name, [shape_of(x) for x in known], params)
+    dtype = promote(known)
+    if dtype.kind in "biu":
+        dtype = FLOAT64
+    tape = recorder.current()
+    places = [HostOperand(tape, x) for x in known]
+    tape.hosts.append(HostCall(row, places, params, shape))
+    size = Window.contiguous(0, shape).size
+    base = tape.push_run(HOST, len(tape.hosts) - 1, size)
+    out = run(tape, base, shape, dtype)
+    if dtype == FLOAT32:
+        out.dtype = FLOAT64
+        return elementwise("float32", out)
+    return out
+
+
+def result_shape(name: str, shapes: list[Shape], params: dict[str, Any]) -> Shape:
+    """Return the shape of a structural row's result.
+
+    Raises
+    ------
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+    ValueError
+        If an axis is given twice, shapes do not match, or the extremum of nothing is asked for.
+    """
+    if name == "matmul":
+        return _matmul_shape(*shapes)
+    (shape,) = shapes
+    axis = params["axis"]
+    axes = range(len(shape)) if axis is None else normalize_axis_tuple(axis, len(shape))
+    if name in ("cumsum", "cumprod"):
+        return shape
+    if name in ("min", "max") and any(shape[i] == 0 for i in axes):
+        raise ValueError(
+            f"zero-size array to reduction operation {name}imum which has no identity"
+            f"{at_caller()}"
+        )
+    if params["keepdims"]:
+        return tuple([1 if i in axes else n for i, n in enumerate(shape)])
+    return tuple([n for i, n in enumerate(shape) if i not in axes])
+
+
+def _matmul_shape(x: Shape, y: Shape) -> Shape:
+    if not x or not y:
+        raise ValueError(
+            "matmul: an operand has no axes (a scalar); use * for products with scalars"
+            f"{at_caller()}"
+        )
+    inner = y[-2] if len(y) > 1 else y[0]
+    if x[-1] != inner:
+        raise ValueError(
+            f"matmul: operands of shapes {x} and {y} do not match: {x[-1]} columns against "
+            f"{inner} rows{at_caller()}"
+        )
+    stack = broadcast_shapes(x[:-2], y[:-2])
+    return stack + x[-2:-1] + (y[-1:] if len(y) > 1 else ())

@@ -1,0 +1,278 @@
+"""Recording one operation on any mixture of operands: dtypes, shapes, constants, broadcasting.
+
+This is the general way.  Operators between scalars of the current tape take a short cut in
+`tapegrad.array` and never come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import NotDifferentiableError, at_caller
+from .kernels.opcodes import CARRY, LANES, NONDIFF, RESULT, ROWS
+from .storage import Storage, Tracked, TrackedArray, TrackedScalar
+from .tape import Tape, recorder
+from .window import Shape, Window, broadcast_shapes, coalesce
+
+FLOAT64 = np.dtype(np.float64)
+FLOAT32 = np.dtype(np.float32)
+BOOL = np.dtype(np.bool_)
+INT64 = np.dtype(np.int64)
+
+# Kinds of operand windows in an array instruction's descriptor.
+CELLS, INDEXED, CONSTANT, PASSIVE_CELLS = range(4)
+
+_LOGICAL = {"add": "logical_or", "multiply": "logical_and"}  # what NumPy does for two booleans
+
+
+class _Classes:
+    """The public array classes, which `tapegrad.array` puts here: results are made of them."""
+
+    scalar: type[Any]
+    array: type[Any]
+
+
+classes = _Classes()
+
+
+# -- making results -----------------------------------------------------------------------------
+
+
+def scalar(tape: Tape, cell: int, dtype: np.dtype[Any] = FLOAT64) -> Any:
+    """Return the tracked scalar that stands for a cell."""
+    if dtype is FLOAT64:
+        out = classes.scalar()
+        out.tape, out.cell = tape, cell
+        return out
+    return array(Storage(tape, cell, 1), Window(0, (), ()), dtype)
+
+
+def array(storage: Storage, window: Window, dtype: np.dtype[Any] = FLOAT64) -> Any:
+    """Return the tracked array that is a window on a storage."""
+    out = classes.array()
+    out.storage, out.window, out.dtype = storage, window, dtype
+    return out
+
+
+def run(tape: Tape, base: int, shape: Shape, dtype: np.dtype[Any] = FLOAT64) -> Any:
+    """Return the tracked array (or scalar, for shape ``()``) on consecutive cells."""
+    if not shape:
+        return scalar(tape, base, dtype)
+    window = Window.contiguous(0, shape)
+    return array(Storage(tape, base, window.size), window, dtype)
+
+
+# -- operands --------------------------------------------------------------------------------------
+
+
+def operand(x: Any) -> Any:
+    """Return `x` as a tracked value, a Python float, or an ndarray; NotImplemented if it is none.
+
+    Raises
+    ------
+    TypeError
+        For arrays of complex, object, string or extended precision type.
+    """
+    if isinstance(x, Tracked):
+        return x
+    kind = type(x)
+    if kind is float or kind is int or kind is bool:
+        return x
+    if isinstance(x, (list, tuple)):
+        x = np.asarray(x)
+    if isinstance(x, (np.ndarray, np.generic)):
+        check_dtype(x.dtype)
+        return x
+    if isinstance(x, (float, int)):
+        return float(x)
+    return NotImplemented
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Raise TypeError unless numbers of `dtype` can meet tracked ones."""
+    if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8):
+        return
+    what = {"c": "complex numbers are", "O": "an object array is"}.get(
+        dtype.kind, f"dtype {dtype} is"
+    )
+    raise TypeError(
+        f"{what} not supported together with tracked values, which are float64 or float32; "
+        f"convert the operand first{at_caller()}"
+    )
+
+
+def shape_of(x: Any) -> Shape:
+    """Return the shape of an operand."""
+    if isinstance(x, TrackedArray):
+        return x.window.shape
+    if isinstance(x, np.ndarray):
+        return x.shape
+    return ()
+
+
+def dtype_of(x: Any) -> np.dtype[Any]:
+    """Return the dtype of a tracked value or of a NumPy one."""
+    if isinstance(x, TrackedScalar):
+        return FLOAT64
+    dtype: np.dtype[Any] = x.dtype
+    return dtype
+
+
+def promote(operands: Sequence[Any]) -> np.dtype[Any]:
+    """Return the dtype that NumPy's promotion gives, Python scalars being weak."""
+    if all(isinstance(x, TrackedScalar) or isinstance(x, (float, int)) for x in operands):
+        return FLOAT64  # np.float64 is a float, too
+    strong = [dtype_of(x) for x in operands if not isinstance(x, (bool, float, int))]
+    strong += [FLOAT64 for x in operands if isinstance(x, np.float64)]
+    dtype = np.result_type(*strong)
+    if dtype.kind in "biu" and any(type(x) in (float, int) for x in operands):
+        return FLOAT64 if any(type(x) is float for x in operands) else np.result_type(dtype, INT64)
+    if dtype == np.float16:
+        return FLOAT32
+    return dtype
+
+
+def result_dtype(row: str, operands: Sequence[Any]) -> np.dtype[Any]:
+    """Return the dtype of a row's result: bool for comparisons, else NumPy's promotion."""
+    kind = RESULT.get(row)
+    if kind == "bool":
+        return BOOL
+    if kind == "int":
+        return INT64
+    dtype = promote(operands[1:] if row == "where" else operands)
+    if dtype == FLOAT32 or row == "float32":
+        return FLOAT32
+    if dtype.kind in "biu" and row in _INTEGER_ROWS:
+        return BOOL if dtype.kind == "b" else INT64
+    return FLOAT64
+
+
+# Rows that give integers for integers; all others go over to float64, as NumPy's do.
+_INTEGER_ROWS = frozenset(
+    "add subtract multiply negative positive absolute maximum minimum where square sign "
+    "remainder fmod floor_divide floor ceil trunc rint stop_gradient".split()
+)
+
+
+def cell_of(tape: Tape, x: Any) -> int:
+    """Return the cell of a one-element operand in `tape`."""
+    if isinstance(x, TrackedScalar):
+        return x.cell if x.tape is tape else tape.import_scalar(x)
+    if isinstance(x, TrackedArray):
+        storage = tape.import_storage(x.storage)
+        position = x.window.offset
+        return storage.base + position if storage.index is None else int(storage.index[position])
+    return tape.constant_cell(float(x))
+
+
+def cells_of(tape: Tape, x: TrackedArray) -> np.ndarray[Any, Any]:
+    """Return the cells of a tracked array's elements in `tape`, in its shape."""
+    storage = tape.import_storage(x.storage)
+    if storage.index is not None:
+        return x.window.cells(storage.index)
+    return x.window.cells() + storage.base
+
+
+# -- elementwise rows ------------------------------------------------------------------------------
+
+
+def elementwise(row: str, *operands: Any) -> Any:
+    """Record a row of the table on its operands, broadcast together.
+
+    Parameters
+    ----------
+    row : str
+        Name of the row.
+    *operands
+        Tracked values, Python or NumPy numbers, ndarrays.
+
+    Returns
+    -------
+    Array or NotImplemented
+        NotImplemented where an operand is of a type that nothing is known of.
+    """
+    known = [operand(x) for x in operands]
+    if any(x is NotImplemented for x in known):
+        return NotImplemented
+    tape = recorder.current()
+    if row in NONDIFF and not tape.detached:
+        raise NotDifferentiableError(
+            f"{row} has no derivative: {NONDIFF[row]}; use the operand's .value, or compute it "
+            f"under tg.no_grad(){at_caller()}"
+        )
+    dtype = result_dtype(row, known)
+    if dtype is BOOL and row in _LOGICAL:
+        row = _LOGICAL[row]
+    elif dtype is BOOL and row in ("subtract", "negative"):
+        raise TypeError(
+            f"numpy boolean {row}, the `-` operator, is not supported, use the bitwise_xor, the "
+            f"`^` operator, or the logical_not function instead{at_caller()}"
+        )
+    if dtype == FLOAT32:
+        known = [float(np.float32(x)) if type(x) in (float, int) else x for x in known]
+    shape = broadcast_shapes(*[shape_of(x) for x in known])
+    if shape == ():
+        cell = _scalar_instruction(tape, row, known)
+        if dtype == FLOAT32 and row != "float32":
+            cell = tape.push(ROWS["float32"][0], cell, 0)
+        return scalar(tape, cell, dtype)
+    out = run(tape, _array_instruction(tape, row, known, shape), shape, dtype)
+    if dtype == FLOAT32 and row != "float32":
+        return run(tape, _array_instruction(tape, "float32", [out], shape), shape, dtype)
+    return out
+
+
+def _scalar_instruction(tape: Tape, row: str, operands: Sequence[Any]) -> int:
+    op, op_xk, op_kx = ROWS[row]
+    x = operands[0]
+    if len(operands) == 1:
+        return tape.push(op, cell_of(tape, x), 0)
+    y = operands[1]
+    if len(operands) == 2:
+        if op_xk >= 0 and not isinstance(y, Tracked):
+            return tape.push(op_xk, cell_of(tape, x), tape.constant(float(y)))
+        if op_kx >= 0 and not isinstance(x, Tracked):
+            return tape.push(op_kx, cell_of(tape, y), tape.constant(float(x)))
+        a = cell_of(tape, x)
+        return tape.push(op, a, cell_of(tape, y))
+    a, b, c = (cell_of(tape, x) for x in operands)
+    tape.push(CARRY, a, 0)
+    return tape.push(op, b, c)
+
+
+def _array_instruction(tape: Tape, row: str, operands: Sequence[Any], shape: Shape) -> int:
+    places = [_place(tape, x, shape) for x in operands]
+    size = Window.contiguous(0, shape).size
+    if size == 0:
+        return 0
+    sizes, strides = coalesce(shape, [place[2] for place in places])
+    descriptor = [ROWS[row][0], len(sizes), *sizes]
+    for (kind, offset, _), steps in zip(places, strides, strict=True):
+        descriptor += (kind, offset, *steps)
+    return tape.push_run(LANES, tape.d.extend(descriptor), size)
+
+
+def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
+    """Return kind, offset and strides of an operand's window over `shape`."""
+    if isinstance(x, TrackedScalar):
+        return CELLS, cell_of(tape, x), (0,) * len(shape)
+    if isinstance(x, TrackedArray):
+        window = x.window
+        storage = tape.import_storage(x.storage)
+        if storage.index is None:
+            return CELLS, storage.base + window.offset, window.broadcast_to(shape).strides
+        offset = tape.x.extend(window.view(storage.index).ravel())
+        window = Window.contiguous(offset, window.shape)
+        return INDEXED, offset, window.broadcast_to(shape).strides
+    if isinstance(x, np.ndarray) and x.size != 1:
+        entry = tape.push_input(x)
+        window = Window.contiguous(entry.cell, x.shape).broadcast_to(shape)
+        return PASSIVE_CELLS, entry.cell, window.strides
+    value = x.item() if isinstance(x, np.ndarray) else x
+    return CONSTANT, tape.constant(float(value)), (0,) * len(shape)
+
+
+Recorded = Callable[..., Any]

@@ -1,0 +1,217 @@
+"""`Scalar`: one tracked number, and the hot path of recording.
+
+An operator between scalars of this thread's current tape appends three integers to a list and makes
+one object with two attributes set; everything else (constants met for the first time, leaves not
+imported yet, other threads' values, arrays) goes the general way, through `tapegrad.record`.
+
+The order of statements matters.  The object is made first, because that can run the garbage
+collector and with it foreign code; between taking a cell number and appending the instruction
+nothing else can happen but Ctrl-C, and `Tape.repair` then drops the half-made instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import record
+from .array import Array
+from .errors import at_caller
+from .kernels.opcodes import ROWS, UFUNCS
+from .record import FLOAT64, array, elementwise
+from .storage import Leaf, Storage, TrackedArray, TrackedScalar
+from .tape import Tape, read_cells, recorder
+from .ufuncs import array_ufunc, power
+from .window import Window
+
+Method = Callable[..., Any]
+
+
+def _unary(row: str) -> Method:
+    op = ROWS[row][0]
+
+    def method(self: Any) -> Any:
+        tape = recorder.tape
+        if self.tape is tape:
+            try:
+                out = Scalar()
+                out.tape = tape
+                out.cell = next(tape.cells)
+                code = tape.code
+                code.append(op)
+                code.append(self.cell)
+                code.append(0)
+                return out
+            except StopIteration:
+                recorder.block_full()
+            except BaseException:
+                tape.repair()
+                raise
+        return elementwise(row, self)
+
+    return method
+
+
+def _binary(row: str) -> Method:
+    op, op_constant, _ = ROWS[row]
+
+    def method(self: Any, other: Any) -> Any:
+        tape = recorder.tape
+        if self.tape is tape:
+            kind = other.__class__
+            try:
+                if kind is Scalar:
+                    if other.tape is tape:
+                        out = Scalar()
+                        out.tape = tape
+                        out.cell = next(tape.cells)
+                        code = tape.code
+                        code.append(op)
+                        code.append(self.cell)
+                        code.append(other.cell)
+                        return out
+                elif (kind is float or kind is int) and other:
+                    constant = tape.constants[other]
+                    out = Scalar()
+                    out.tape = tape
+                    out.cell = next(tape.cells)
+                    code = tape.code
+                    code.append(op_constant)
+                    code.append(self.cell)
+                    code.append(constant)
+                    return out
+            except StopIteration:
+                recorder.block_full()
+            except KeyError:
+                tape.constant(float(other))
+            except BaseException:
+                tape.repair()
+                raise
+        return elementwise(row, self, other)
+
+    return method
+
+
+def _reflected(row: str) -> Method:
+    op = ROWS[row][2]
+
+    def method(self: Any, other: Any) -> Any:
+        tape = recorder.tape
+        if self.tape is tape and (other.__class__ is float or other.__class__ is int) and other:
+            try:
+                constant = tape.constants[other]
+                out = Scalar()
+                out.tape = tape
+                out.cell = next(tape.cells)
+                code = tape.code
+                code.append(op)
+                code.append(self.cell)
+                code.append(constant)
+                return out
+            except StopIteration:
+                recorder.block_full()
+            except KeyError:
+                tape.constant(float(other))
+            except BaseException:
+                tape.repair()
+                raise
+        return elementwise(row, other, self)
+
+    return method
+
+
+# NumPy ufuncs of one and two operands that are one row: np.sin(x) comes nearly straight here.
+_UNARY_UFUNCS: dict[Any, Method] = {}
+_BINARY_UFUNCS: dict[Any, Method] = {}
+
+
+class Scalar(Array, TrackedScalar):
+    """One tracked float64 number; immutable, as NumPy's scalars are."""
+
+    __slots__ = ()
+
+    shape = ()
+    dtype = FLOAT64
+
+    @property
+    def value(self) -> Any:
+        """The number now, as a NumPy float64."""
+        leaf = self.leaf
+        if leaf is not None:
+            return leaf.value[()]
+        return read_cells(self.tape, self.cell, 1)[0]  # type: ignore[arg-type]
+
+    def _windowed(self) -> TrackedArray:
+        tape = recorder.current()
+        view: TrackedArray = array(
+            Storage(tape, record.cell_of(tape, self), 1), Window(0, (), ()), FLOAT64
+        )
+        return view
+
+    def copy(self) -> Any:
+        """Return the same number: scalars do not change."""
+        if self.leaf is None:
+            return self
+        tape = recorder.current()
+        return record.scalar(tape, record.cell_of(tape, self))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method == "__call__" and not kwargs:
+            if len(inputs) == 1:
+                fast = _UNARY_UFUNCS.get(ufunc)
+                if fast is not None:
+                    return fast(self)
+            elif inputs[0].__class__ is Scalar:
+                fast = _BINARY_UFUNCS.get(ufunc)
+                if fast is not None:
+                    return fast(inputs[0], inputs[1])
+        return array_ufunc(ufunc, method, inputs, kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == () or key is Ellipsis:
+            return self
+        if key is None or key == (None,):
+            return self._windowed().window and self.reshape(1)
+        raise IndexError(f"invalid index to scalar variable: a tracked scalar has no axes{at_caller()}")
+
+    def __len__(self) -> int:
+        raise TypeError("len() of unsized object")
+
+    def __iter__(self) -> Any:
+        raise TypeError("iteration over a 0-d array")
+
+    __add__, __radd__ = _binary("add"), _reflected("add")
+    __sub__, __rsub__ = _binary("subtract"), _reflected("subtract")
+    __mul__, __rmul__ = _binary("multiply"), _reflected("multiply")
+    __truediv__, __rtruediv__ = _binary("divide"), _reflected("divide")
+    __neg__ = _unary("negative")
+    __abs__ = _unary("absolute")
+
+    def __pow__(self, other: Any) -> Any:
+        if other.__class__ is int:
+            return _square(self) if other == 2 else _integer_power(self, other)
+        return power(self, other)
+
+
+_square = _unary("square")
+_integer_power = _binary("integer_power")
+
+
+def _short_cuts() -> None:
+    for name, row in UFUNCS.items():
+        ufunc = getattr(np, name, None)
+        op, op_constant, _ = ROWS[row]
+        if not isinstance(ufunc, np.ufunc) or ufunc is np.power or op < 0 or row in record.RESULT:
+            continue
+        if ufunc.nin == 1 and row not in record.NONDIFF:
+            _UNARY_UFUNCS[ufunc] = _unary(row)
+        elif ufunc.nin == 2 and op_constant >= 0 and row not in record.NONDIFF:
+            _BINARY_UFUNCS[ufunc] = _binary(row)
+
+
+_short_cuts()
+record.classes.scalar = Scalar
+
+__all__ = ["Leaf", "Scalar", "Tape"]

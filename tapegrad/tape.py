@@ -1,0 +1,424 @@
+"""The tape: what is being recorded, one flat segment after another, one recorder a thread.
+
+Recording appends three integers, an opcode and two operands, to a Python list; `Tape.flush` packs
+the list into the columns of an arena a block at a time.  A scalar instruction owns the next cell,
+an array instruction the next `n` cells, so that no instruction stores where its result goes.
+
+A recorder starts a new tape after every backward sweep.  Older tapes stay alive exactly as long as
+an array or a newer tape refers to them; a value of an older tape, like the value of a leaf, is
+*imported* by an instruction of the current tape that links back to where it came from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from array import array
+from operator import length_hint
+from typing import Any
+
+import numpy as np
+
+from . import execute
+from .arena import Arena
+from .errors import ReleasedTapeError, ThreadError, at_caller
+from .kernels.opcodes import CONST, HOST, INPUT, LANES
+from .pool import Pool
+from .storage import Cells, Leaf, Storage, TrackedScalar
+
+BLOCK = 1 << 15  # instructions that wait in the Python list before they are packed
+SEGMENT_CELLS = 1 << 31  # a recorder starts a new tape beyond this many cells
+_LAST_CELL = (1 << 32) - 1  # operands are uint32
+
+_serials = itertools.count()
+_import_lock = threading.Lock()
+
+
+class Import:
+    """Cells that hold values from outside the tape, and where their adjoints go.
+
+    Exactly one of `leaf` and `source` is set, or neither for a constant.
+    """
+
+    __slots__ = ("cell", "cells", "holder", "leaf", "size", "source")
+
+    def __init__(self, cell: int, size: int) -> None:
+        self.cell = cell
+        self.size = size
+        self.leaf: Leaf | None = None
+        self.source: Tape | None = None
+        self.cells: int | Cells = 0  # first cell, or cells, in the source tape
+        self.holder: Any = None  # leaf scalar or storage that caches this import's place
+
+
+class Tape:
+    """A segment of recorded instructions, numbered from zero, and the values of its cells.
+
+    Attributes
+    ----------
+    code : list of int
+        Instructions not packed yet: opcode, a, b, opcode, a, b, ...
+    cells : iterator of int
+        Numbers of the cells still free in the current block; the recorder calls ``next`` on it.
+    constants : dict
+        Index into the constant pool by value, zeros excepted (0.0 and -0.0 compare equal).
+    n : int
+        Instructions packed into the columns so far.
+    done, done_cell : int
+        Instructions evaluated by the forward sweep so far, and the cell that follows them.
+    milestones : list of (cell, instruction)
+        Starts of packed blocks, by which a reverse sweep finds where to begin.
+    detached : bool
+        No adjoint leaves this tape (it records under ``no_grad``).
+    recording : Recording or None
+        The call (of ``tg.grad`` and its like) that this tape is recorded for.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_arena",
+        "cells",
+        "code",
+        "constants",
+        "d",
+        "detached",
+        "done",
+        "done_cell",
+        "flushed_cell",
+        "hosts",
+        "imports",
+        "input_cells",
+        "k",
+        "known",
+        "lock",
+        "milestones",
+        "n",
+        "open",
+        "owner",
+        "recording",
+        "released",
+        "serial",
+        "stop",
+        "x",
+    )
+
+    def __init__(
+        self, owner: weakref.ref[Any], detached: bool = False, recording: Recording | None = None
+    ) -> None:
+        self.owner = owner
+        self.detached = detached
+        self.recording = recording
+        if recording is not None:
+            recording.tapes.append(self)
+        self.serial = next(_serials)
+        self.open = True
+        self.released = False
+        self.lock = threading.RLock()
+        self.code: list[int] = []
+        self.constants: dict[float, int] = {}
+        self.k = Pool(np.float64)
+        self.d = Pool(np.int64)
+        self.x = Pool(np.uint32)
+        self.hosts: list[Any] = []
+        self.imports: list[Import] = []
+        self.known: dict[int, tuple[Any, int, int]] = {}
+        self.milestones: list[tuple[int, int]] = []
+        self._arena: Arena | None = None
+        self.n = self.done = self.done_cell = self.flushed_cell = self.input_cells = 0
+        self.stop = BLOCK
+        self.cells = iter(range(BLOCK))
+
+    # -- recording -----------------------------------------------------------------------------
+
+    @property
+    def next_cell(self) -> int:
+        """The cell that the next instruction will own: how many cells there are."""
+        return self.stop - length_hint(self.cells)
+
+    @property
+    def arena(self) -> Arena:
+        """Columns of the tape, taken from the pool on first use."""
+        if self._arena is None:
+            if self.released:
+                raise ReleasedTapeError(released_message())
+            self._arena = Arena.take()
+        return self._arena
+
+    def push(self, op: int, a: int, b: int) -> int:
+        """Append a scalar instruction and return the cell that it owns."""
+        try:
+            cell = next(self.cells)
+        except StopIteration:
+            self.flush()
+            cell = next(self.cells)
+        self.code += (op, a, b)
+        return cell
+
+    def push_run(self, op: int, a: int, size: int) -> int:
+        """Append an instruction that owns `size` cells and return the first of them."""
+        if len(self.code) >= 3 * BLOCK:
+            self.flush()
+        cell = self.next_cell
+        if cell + size > _LAST_CELL:
+            raise MemoryError(
+                f"an array operation of {size} elements does not fit into one recording of at "
+                f"most 2**32 cells; work on smaller pieces{at_caller()}"
+            )
+        stop = cell + size + BLOCK
+        cells = iter(range(cell + size, stop))
+        # No call between these three lines: Ctrl-C cannot fall between them.
+        self.code += (op, a, size)
+        self.cells = cells
+        self.stop = stop
+        return cell
+
+    def repair(self) -> None:
+        """Drop the instruction that an exception (Ctrl-C, no memory) interrupted half-way."""
+        code = self.code
+        del code[len(code) - len(code) % 3 :]
+        cell = self.flushed_cell
+        for op, size in zip(code[0::3], code[2::3], strict=True):
+            cell += size if op in (INPUT, LANES, HOST) else 1
+        self.stop = cell + BLOCK
+        self.cells = iter(range(cell, self.stop))
+
+    def flush(self) -> None:
+        """Pack the instructions that wait in the list into the columns."""
+        if self.released:
+            raise ReleasedTapeError(released_message())
+        code = self.code
+        cell = self.next_cell
+        if code:
+            start, end = self.n, self.n + len(code) // 3
+            packed = np.frombuffer(array("I", code), np.uint32)
+            arena = self.arena
+            arena.op.ensure(end)[start:end] = packed[0::3]
+            arena.a.ensure(end)[start:end] = packed[1::3]
+            arena.b.ensure(end)[start:end] = packed[2::3]
+            arena.v.ensure(cell)
+            self.milestones.append((self.flushed_cell, start))
+            self.n, self.flushed_cell = end, cell
+            del code[:]
+        self.stop = cell + BLOCK
+        self.cells = iter(range(cell, self.stop))
+
+    def constant(self, value: float) -> int:
+        """Return the index of `value` in the constant pool, adding it when it is new."""
+        if value:
+            index = self.constants.get(value)
+            if index is None:
+                index = self.constants[value] = self.k.append(value)
+            return index
+        return self.k.append(value)
+
+    def constant_cell(self, value: float) -> int:
+        """Return a cell that holds `value`, for operands that must be cells."""
+        return self.push(CONST, self.constant(value), 0)
+
+    # -- values from outside ----------------------------------------------------------------------
+
+    def push_input(self, values: Any) -> Import:
+        """Append an input instruction whose cells hold `values` (any shape, copied)."""
+        size = values.size
+        cell = self.push_run(INPUT, len(self.imports), size)
+        self.arena.v.ensure(cell + size)[cell : cell + size] = values.ravel()
+        entry = Import(cell, size)
+        self.imports.append(entry)
+        self.input_cells += size
+        return entry
+
+    def import_scalar(self, x: TrackedScalar) -> int:
+        """Return the cell of a tracked scalar in this tape, importing it on first use."""
+        if x.tape is self:
+            return x.cell
+        known = self.known.get(id(x))
+        if known is not None:
+            return known[2]
+        with _import_lock:
+            source, cell = x.tape, x.cell if x.leaf is None else 0
+        entry = self._import(x, x.leaf, source, cell, 1)
+        with _import_lock:
+            if self._may_rebind(x):
+                x.tape, x.cell = self, entry.cell
+                return entry.cell
+        self.known[id(x)] = (x, 0, entry.cell)
+        return entry.cell
+
+    def import_storage(self, s: Storage) -> Storage:
+        """Return `s`, or its equivalent, with cells of this tape, importing it on first use."""
+        if s.tape is self:
+            return s
+        known = self.known.get(id(s))
+        if known is not None and known[1] == s.version:
+            return Storage(self, known[2], s.size)
+        with _import_lock:
+            source, cells = s.tape, s.base if s.index is None else s.index.copy()
+        entry = self._import(s, s.leaf, source, cells, s.size)
+        with _import_lock:
+            if self._may_rebind(s):
+                s.tape, s.base, s.index, s.peek = self, entry.cell, None, None
+                return s
+        self.known[id(s)] = (s, s.version, entry.cell)
+        return Storage(self, entry.cell, s.size)
+
+    def _import(
+        self, holder: Any, leaf: Leaf | None, source: Tape | None, cells: Any, size: int
+    ) -> Import:
+        if leaf is not None:
+            entry = self.push_input(leaf.value)
+            entry.leaf = leaf
+        else:
+            assert source is not None
+            if source.recording is not None and source.recording in recorder.recordings[:-1]:
+                raise NotImplementedError(
+                    "the value of an enclosing tg.grad, tg.vjp or tg.jacobian was used inside "
+                    "another one: derivatives of derivatives are not implemented yet"
+                    + at_caller()
+                )
+            entry = self.push_input(read_cells(source, cells, size))
+            if not self.detached and not source.detached:
+                entry.source, entry.cells = source, cells
+        entry.holder = holder
+        return entry
+
+    def _may_rebind(self, holder: Any) -> bool:
+        """Whether `holder` may move here for good: nobody still records where it was."""
+        if self.detached or (self.recording is not None and holder.leaf is None):
+            return False
+        return holder.tape is None or not holder.tape.open
+
+    def uncache(self) -> None:
+        """Let leaves forget their place in this tape, so that they do not keep it alive."""
+        for entry in self.imports:
+            if entry.leaf is not None and entry.holder is not None:
+                if entry.holder.tape is self and entry.holder.leaf is entry.leaf:
+                    entry.holder.tape = None
+                entry.holder = None
+        self.known.clear()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Give the memory back; values of this tape raise `ReleasedTapeError` from now on."""
+        self.released, self.open = True, False
+        self.uncache()
+        self.imports.clear()
+        self.hosts.clear()
+        self._give_back()
+
+    def __del__(self) -> None:
+        if getattr(self, "_arena", None) is not None:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        arena, self._arena = self._arena, None
+        if arena is not None:
+            arena.give_back(self.n, self.next_cell)
+
+
+def released_message() -> str:
+    return (
+        "this value belongs to a recording that has been released: a value from inside a "
+        "function given to tg.grad, tg.vjp or tg.jacobian was used after the call; return it "
+        f"with has_aux=True, or keep its .value{at_caller()}"
+    )
+
+
+def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the values of a run (first cell) or of an array of cells, copied."""
+    check_usable(tape)
+    execute.evaluate(tape)
+    v = tape.arena.v.array
+    if isinstance(cells, int):
+        return v[cells : cells + size].copy()
+    values: np.ndarray[Any, np.dtype[np.float64]] = v[cells]
+    return values
+
+
+def check_usable(tape: Tape) -> None:
+    """Raise unless this thread may read and sweep `tape`."""
+    if tape.released:
+        raise ReleasedTapeError(released_message())
+    if tape.open and tape.owner is not recorder.owner and tape.owner() is not None:
+        raise ThreadError(
+            "this value belongs to a recording that another thread is still making; pass its "
+            f".value, or a leaf, between threads{at_caller()}"
+        )
+
+
+class Recording:
+    """One recorded call of a function: the tapes that `tg.grad` and its like use up for it."""
+
+    __slots__ = ("tapes",)
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+
+    def release(self) -> None:
+        """Free the tapes; tracked values that outlive the call raise when they are used."""
+        for tape in self.tapes:
+            tape.release()
+        self.tapes.clear()
+
+
+class _Thread:
+    """Stands for a thread: tapes hold a weak reference to it and notice when it has ended."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Recorder(threading.local):
+    """Where this thread records.
+
+    Attributes
+    ----------
+    tape : Tape
+        The tape that operations append to.
+    recordings : list of Recording
+        Calls that are being recorded in this thread, outermost first.
+    """
+
+    def __init__(self) -> None:
+        self._thread = _Thread()
+        self.owner: weakref.ref[Any] = weakref.ref(self._thread)
+        self.recordings: list[Recording] = []
+        self.tape = Tape(self.owner)
+
+    def current(self) -> Tape:
+        """Return the tape to record on, a new one if the last has grown to its limit."""
+        if self.tape.next_cell > SEGMENT_CELLS:
+            self.turn_over()
+        return self.tape
+
+    def block_full(self) -> None:
+        """Pack the current block; called when the tape's cell iterator is exhausted."""
+        self.tape.flush()
+        self.current()
+
+    def turn_over(self) -> None:
+        """Close the current tape and start a new one of the same kind."""
+        old = self.tape
+        self.tape = Tape(self.owner, old.detached, old.recording)
+        old.open = False
+        old.uncache()
+
+    def enter(self, *, detached: bool = False, recording: Recording | None = None) -> Tape:
+        """Put the current tape aside and record on a new one; returns the old, for `leave`."""
+        outer = self.tape
+        self.tape = Tape(self.owner, detached, recording)
+        if recording is not None:
+            self.recordings.append(recording)
+        return outer
+
+    def leave(self, outer: Tape) -> None:
+        """Close the current tape and go on recording on `outer`."""
+        inner = self.tape
+        if inner.recording is not None and inner.recording is not outer.recording:
+            self.recordings.pop()
+        self.tape = outer
+        inner.open = False
+        inner.uncache()
+
+
+recorder = Recorder()

@@ -1,0 +1,171 @@
+"""`ArrayView`: a tracked array as a NumPy-like window on a storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import record
+from .array import Array
+from .errors import at_caller
+from .indexing import assign, get
+from .record import FLOAT64, elementwise
+from .scalar import Scalar
+from .storage import Leaf, TrackedArray
+from .tape import check_usable, read_cells, recorder
+from .ufuncs import power
+
+
+class ArrayView(Array, TrackedArray):
+    """A window (offset, shape, strides) on a storage; views share storages as NumPy's share memory."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return self.window.shape
+
+    @property
+    def leaf(self) -> Leaf | None:
+        """The leaf that this array is, if any (a view of a leaf is not one)."""
+        leaf = self.storage.leaf
+        if leaf is None or self.window.shape != leaf.value.shape:
+            return None
+        return leaf if self.window.offset == 0 and self.window.is_contiguous else None
+
+    @property
+    def value(self) -> Any:
+        """The values now: a read-only ndarray, or a NumPy scalar for no axes."""
+        window, storage = self.window, self.storage
+        if storage.leaf is not None:
+            values = window.view(storage.leaf.value.reshape(-1))
+        else:
+            tape = storage.tape
+            assert tape is not None
+            if storage.index is None:
+                check_usable(tape)
+                run = read_cells(tape, storage.base, storage.size)
+                values = window.view(run)
+            else:
+                values = read_cells(tape, window.view(storage.index), 0)
+            if self.dtype is not FLOAT64:
+                values = values.astype(self.dtype)
+        if not window.shape:
+            return values[()]
+        values = values[...]
+        values.flags.writeable = False
+        return values
+
+    def _windowed(self) -> TrackedArray:
+        return self
+
+    def __len__(self) -> int:
+        if not self.window.shape:
+            raise TypeError("len() of unsized object")
+        return self.window.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.window.shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(self.window.shape[0]))
+
+    def __contains__(self, item: Any) -> bool:
+        found = elementwise("equal", self, item)
+        return bool(np.any(found.value))
+
+    def __getitem__(self, key: Any) -> Any:
+        storage = self.storage
+        tape = storage.tape
+        # One element of a one-dimensional array in this thread's recording: no instruction.
+        if key.__class__ is int and tape is recorder.tape and self.dtype is FLOAT64:
+            window = self.window
+            if len(window.shape) == 1:
+                n = window.shape[0]
+                if -n <= key < n:
+                    position = window.offset + window.strides[0] * (key if key >= 0 else key + n)
+                    out = Scalar()
+                    out.tape = tape
+                    peek = storage.peek
+                    out.cell = storage.base + position if peek is None else peek(position)
+                    return out
+        return get(self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        storage = self.storage
+        if value.__class__ is Scalar and key.__class__ is int and storage.index is not None:
+            tape = recorder.tape
+            window = self.window
+            if (
+                storage.tape is tape
+                and value.tape is tape
+                and self.dtype is FLOAT64
+                and len(window.shape) == 1
+            ):
+                n = window.shape[0]
+                if -n <= key < n:
+                    position = window.offset + window.strides[0] * (key if key >= 0 else key + n)
+                    storage.index[position] = value.cell
+                    storage.version += 1
+                    return
+        assign(self, key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "shape":
+            raise AttributeError(f"the shape cannot be set; use reshape{at_caller()}")
+        object.__setattr__(self, name, value)
+
+    # In place: the result takes the place of the elements, in every view of the storage.
+
+    def __iadd__(self, other: Any) -> Any:
+        return _update(self, _add, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return _update(self, _subtract, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return _update(self, _multiply, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return _update(self, _divide, other)
+
+    def __ifloordiv__(self, other: Any) -> Any:
+        return _update(self, _floor_divide, other)
+
+    def __imod__(self, other: Any) -> Any:
+        return _update(self, _remainder, other)
+
+    def __ipow__(self, other: Any) -> Any:
+        return _update(self, power, other)
+
+    def __imatmul__(self, other: Any) -> Any:
+        return _update(self, Array.__matmul__, other)
+
+
+def _row(name: str) -> Callable[[Any, Any], Any]:
+    return lambda x, y: elementwise(name, x, y)
+
+
+_add, _subtract, _multiply, _divide = map(_row, ("add", "subtract", "multiply", "divide"))
+_floor_divide, _remainder = _row("floor_divide"), _row("remainder")
+
+
+def _update(self: ArrayView, operate: Callable[[Any, Any], Any], other: Any) -> Any:
+    leaf = self.storage.leaf
+    if leaf is not None and leaf.requires_grad and not recorder.tape.detached:
+        assign(self, ..., 0.0)  # raises, and says why, before anything is recorded
+    result = operate(self, other)
+    if result is NotImplemented:
+        return result
+    if result.shape != self.shape:
+        raise ValueError(
+            f"non-broadcastable output operand with shape {self.shape} doesn't match the "
+            f"broadcast shape {result.shape}{at_caller()}"
+        )
+    assign(self, ..., result)
+    return self
+
+
+record.classes.array = ArrayView

@@ -1,0 +1,20 @@
+"""What every test shares: the installed package, and how hypothesis searches."""
+
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+# Tests exercise the installed package. The checkout's tapegrad/ alone is not one: tapegrad.kernels
+# is the folder kernels/, which only an installation puts in its place. `python -m pytest` adds the
+# current folder to the path, and a Python process started by a test would too.
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
+os.environ["PYTHONSAFEPATH"] = "1"
+
+# No deadlines: whichever example comes first may compile kernels. The default profile searches the
+# same examples on every machine; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

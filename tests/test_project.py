@@ -1,0 +1,52 @@
+"""The project's own files agree with each other."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_package_is_installed(project):
+    """Packages are listed by hand, because setuptools cannot find a folder under another name."""
+    folders = {"tapegrad": "tapegrad", "kernels": "tapegrad.kernels"}
+    packages = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for folder, package in folders.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(packages)
+
+
+def test_the_readme_gives_two_commands():
+    """`.ci/run` runs them as they stand: the first runs the main job, the second the tests."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    assert len(blocks) == 2
+    assert all(block.count("\n") == 1 for block in blocks)
+    assert "examples/nist_regression.py" in blocks[0]
+    assert ".[test]" in blocks[1]
+    assert "pytest" in blocks[1]
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    missing = [
+        f"{page.name}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert missing == []
+
+
+def test_the_tests_run_the_installed_package():
+    """`tests/conftest.py` keeps the checkout, which has no tapegrad.kernels, off the path."""
+    assert ROOT not in {Path(entry).resolve() for entry in sys.path}
