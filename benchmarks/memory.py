@@ -21,20 +21,21 @@ def loop_gradient(operations: int) -> tg.Array:
 
 
 def bytes_per_instruction(operations: int) -> float:
-    """Return the memory that stays resident for a recorded and swept tape, an instruction.
+    """Return the memory that one more instruction keeps resident, in a steady state.
 
-    Run it in a fresh process. A small tape first loads the kernels and fills the pools, and the
-    third of the large ones is measured: the steady state of a loop.
+    Run it in a fresh process. It is the slope between two sizes of tape, recorded and swept and
+    still alive; each is the third of its size in a row, when the pools are full.
     """
-    loop_gradient(20_000)
-    before = resident_bytes()
+    small = operations // 4
+    resident = {}
     out = None
-    for _ in range(3):
-        out = None
-        out = loop_gradient(operations)
-    grown = resident_bytes() - before
-    assert out is not None
-    return grown / operations
+    with tg.executor("compiled"):
+        for size in (small, operations):
+            for _ in range(3):
+                del out  # else the former tape would still be alive beside the next one
+                out = loop_gradient(size)
+            resident[size] = resident_bytes()
+    return (resident[operations] - resident[small]) / (operations - small)
 
 
 def train(steps: int) -> tg.Array:

@@ -25,7 +25,7 @@ class RecordedLoop:
         self._out = scalar_loop(*leaves, operations // LOOP_OPERATIONS, np.sin)
         self._tape = self._out.tape
         with tg.executor("compiled"):
-            execute.evaluate(self._tape)
+            self._out.backward()  # which ends the tape: what is recorded next goes to another
         self.instructions: int = self._tape.n
         self._adjoints = np.zeros(self._tape.flushed_cell)
 

@@ -42,6 +42,8 @@ class Figure:
     @property
     def bound(self) -> str:
         """Return the bounds in words."""
+        if self.at_least is not None and self.at_least == self.at_most:
+            return f"= {self.at_most:g}"
         low = "" if self.at_least is None else f">= {self.at_least:g}"
         high = "" if self.at_most is None else f"<= {self.at_most:g}"
         return f"{low} {high}".strip()

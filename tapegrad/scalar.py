@@ -20,9 +20,9 @@ from . import record
 from .array import Array
 from .errors import at_caller
 from .kernels.opcodes import ROWS, UFUNCS
-from .record import FLOAT64, array, elementwise
-from .storage import Leaf, Storage, TrackedArray, TrackedScalar
-from .tape import Tape, read_cells, recorder
+from .record import BOOL, FLOAT64, array, elementwise
+from .storage import Storage, TrackedArray, TrackedScalar
+from .tape import read_cell, recorder
 from .ufuncs import array_ufunc, power
 from .window import Window
 
@@ -122,8 +122,30 @@ def _reflected(row: str) -> Method:
     return method
 
 
-# NumPy ufuncs of one and two operands that are one row: np.sin(x) comes nearly straight here.
-_UNARY_UFUNCS: dict[Any, Method] = {}
+_POINT = Window(0, (), ())
+
+
+def _comparison(row: str) -> Method:
+    op, op_constant, _ = ROWS[row]
+
+    def method(self: Any, other: Any) -> Any:
+        tape = recorder.tape
+        if self.tape is tape:
+            kind = other.__class__
+            if kind is Scalar and other.tape is tape:
+                cell = tape.push(op, self.cell, other.cell)
+            elif kind is float or kind is int:
+                cell = tape.push(op_constant, self.cell, tape.constant(float(other)))
+            else:
+                return elementwise(row, self, other)
+            return array(Storage(tape, cell, 1), _POINT, BOOL)
+        return elementwise(row, self, other)
+
+    return method
+
+
+# NumPy ufuncs that are one row: the opcode of unary ones, the operator of binary ones.
+_UNARY_UFUNCS: dict[Any, int] = {}
 _BINARY_UFUNCS: dict[Any, Method] = {}
 
 
@@ -141,12 +163,12 @@ class Scalar(Array, TrackedScalar):
         leaf = self.leaf
         if leaf is not None:
             return leaf.value[()]
-        return read_cells(self.tape, self.cell, 1)[0]  # type: ignore[arg-type]
+        return np.float64(read_cell(self.tape, self.cell))
 
     def _windowed(self) -> TrackedArray:
         tape = recorder.current()
         view: TrackedArray = array(
-            Storage(tape, record.cell_of(tape, self), 1), Window(0, (), ()), FLOAT64
+            Storage(tape, record.cell_of(tape, self), 1), _POINT, FLOAT64
         )
         return view
 
@@ -159,10 +181,24 @@ class Scalar(Array, TrackedScalar):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method == "__call__" and not kwargs:
-            if len(inputs) == 1:
-                fast = _UNARY_UFUNCS.get(ufunc)
-                if fast is not None:
-                    return fast(self)
+            op = _UNARY_UFUNCS.get(ufunc)
+            if op is not None:  # np.sin(x): written out, as in `_unary`
+                tape = recorder.tape
+                if self.tape is tape:
+                    try:
+                        out = Scalar()
+                        out.tape = tape
+                        out.cell = next(tape.cells)
+                        code = tape.code
+                        code.append(op)
+                        code.append(self.cell)
+                        code.append(0)
+                        return out
+                    except StopIteration:
+                        recorder.block_full()
+                    except BaseException:
+                        tape.repair()
+                        raise
             elif inputs[0].__class__ is Scalar:
                 fast = _BINARY_UFUNCS.get(ufunc)
                 if fast is not None:
@@ -188,6 +224,10 @@ class Scalar(Array, TrackedScalar):
     __truediv__, __rtruediv__ = _binary("divide"), _reflected("divide")
     __neg__ = _unary("negative")
     __abs__ = _unary("absolute")
+    __lt__, __gt__ = _comparison("less"), _comparison("greater")
+    __le__, __ge__ = _comparison("less_equal"), _comparison("greater_equal")
+    __eq__, __ne__ = _comparison("equal"), _comparison("not_equal")
+    __hash__ = Array.__hash__
 
     def __pow__(self, other: Any) -> Any:
         if other.__class__ is int:
@@ -206,12 +246,10 @@ def _short_cuts() -> None:
         if not isinstance(ufunc, np.ufunc) or ufunc is np.power or op < 0 or row in record.RESULT:
             continue
         if ufunc.nin == 1 and row not in record.NONDIFF:
-            _UNARY_UFUNCS[ufunc] = _unary(row)
+            _UNARY_UFUNCS[ufunc] = op
         elif ufunc.nin == 2 and op_constant >= 0 and row not in record.NONDIFF:
             _BINARY_UFUNCS[ufunc] = _binary(row)
 
 
 _short_cuts()
 record.classes.scalar = Scalar
-
-__all__ = ["Leaf", "Scalar", "Tape"]

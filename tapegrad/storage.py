@@ -39,7 +39,7 @@ class Leaf:
 class Tracked:
     """Base of everything that recording knows."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ()
 
 
 class TrackedScalar(Tracked):
@@ -63,7 +63,7 @@ class TrackedScalar(Tracked):
 class TrackedArray(Tracked):
     """A NumPy-like window on a storage."""
 
-    __slots__ = ("dtype", "storage", "window")
+    __slots__ = ("__weakref__", "dtype", "storage", "window")
 
     storage: Storage
     window: Window

@@ -27,7 +27,7 @@ from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
-BLOCK = 1 << 15  # instructions that wait in the Python list before they are packed
+BLOCK = 1 << 13  # instructions that wait in the Python list before they are packed
 SEGMENT_CELLS = 1 << 31  # a recorder starts a new tape beyond this many cells
 _LAST_CELL = (1 << 32) - 1  # operands are uint32
 
@@ -334,6 +334,15 @@ def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np
         return v[cells : cells + size].copy()
     values: np.ndarray[Any, np.dtype[np.float64]] = v[cells]
     return values
+
+
+def read_cell(tape: Any, cell: int) -> float:
+    """Return the value of one cell."""
+    check_usable(tape)
+    if cell >= tape.done_cell:
+        execute.evaluate(tape)
+    value: float = tape.arena.v.array.item(cell)
+    return value
 
 
 def check_usable(tape: Tape) -> None:

@@ -14,7 +14,7 @@ from .indexing import assign, get
 from .record import FLOAT64, elementwise
 from .scalar import Scalar
 from .storage import Leaf, TrackedArray
-from .tape import check_usable, read_cells, recorder
+from .tape import check_usable, read_cell, read_cells, recorder
 from .ufuncs import power
 
 
@@ -58,6 +58,13 @@ class ArrayView(Array, TrackedArray):
         values = values[...]
         values.flags.writeable = False
         return values
+
+    def __bool__(self) -> bool:
+        storage = self.storage
+        if storage.size == 1 and storage.leaf is None and storage.index is None:
+            # A decision on one number: nothing but its cell is looked at.
+            return read_cell(storage.tape, storage.base) != 0.0
+        return bool(self.value)
 
     def _windowed(self) -> TrackedArray:
         return self

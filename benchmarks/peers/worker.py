@@ -19,6 +19,8 @@ from ..measuring import peak_bytes, pin
 from .case import Case, Options
 
 SAMPLE_SECONDS = 0.03
+WARM_UP_SECONDS = 2.0
+"""Long enough for a system that compiles in the background, or only once it has work to do."""
 
 
 class Stopwatch:
@@ -39,10 +41,12 @@ class Stopwatch:
         }
 
     def _calibrate(self, function: Callable[[], object]) -> int:
-        function()
-        start = time.perf_counter()
-        function()
-        seconds = max(time.perf_counter() - start, 1e-9)
+        end = time.perf_counter() + WARM_UP_SECONDS
+        seconds = math.inf
+        while time.perf_counter() < end or seconds == math.inf:
+            start = time.perf_counter()
+            function()
+            seconds = min(seconds, max(time.perf_counter() - start, 1e-9))
         self._calls[function] = calls = max(1, int(SAMPLE_SECONDS / seconds))
         return calls
 

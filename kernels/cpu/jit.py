@@ -17,18 +17,25 @@ def kernel(function: Callable[..., Any]) -> Any:
     Numba looks for a writable directory beside the module and then in the user's cache, and raises
     where it finds neither. The kernel is then compiled in every process, and the user told once.
     """
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
-        return njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
         _warn_once()
-        return helper(function)
+        return njit(**options)(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call; it is cached as a part of them."""
-    return njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    """Compile a function that only kernels call; it is cached as a part of them."""
+    return njit(
+        nogil=True,
+        error_model="numpy",
+        boundscheck=False,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+    )(function)
 
 
 def _warn_once() -> None:

@@ -376,6 +376,160 @@ def sinc_derivative(n: float, x: float) -> float:
     return power(pi, n) * derivative
 
 
+@helper
+def rare_forward(o, v, p, q):  # type: ignore[no-untyped-def]
+    """Return the value of a row that calls a function beyond the common ones.
+
+    These rows have a switch of their own: one switch over all of them compiles much more slowly, and
+    the call costs little beside the functions.
+    """
+    s = v[p]
+    # float32
+    if o == 24:
+        result = float32(s)
+    # cbrt
+    elif o == 34:
+        result = cbrt(s)
+    # hypot
+    elif o == 35:
+        result = hypot(s, v[q])
+    # expm1
+    elif o == 38:
+        result = expm1(s)
+    # log2
+    elif o == 40:
+        result = log2(s)
+    # log10
+    elif o == 41:
+        result = log10(s)
+    # log1p
+    elif o == 42:
+        result = log1p(s)
+    # logaddexp
+    elif o == 43:
+        result = logaddexp(s, v[q])
+    # logaddexp2
+    elif o == 44:
+        result = logaddexp2(s, v[q])
+    # tan
+    elif o == 47:
+        result = tan(s)
+    # arcsin
+    elif o == 48:
+        result = arcsin(s)
+    # arccos
+    elif o == 49:
+        result = arccos(s)
+    # arctan
+    elif o == 50:
+        result = arctan(s)
+    # arctan2
+    elif o == 51:
+        result = arctan2(s, v[q])
+    # sinh
+    elif o == 54:
+        result = sinh(s)
+    # cosh
+    elif o == 55:
+        result = cosh(s)
+    # arcsinh
+    elif o == 57:
+        result = arcsinh(s)
+    # arccosh
+    elif o == 58:
+        result = arccosh(s)
+    # arctanh
+    elif o == 59:
+        result = arctanh(s)
+    # floor
+    elif o == 60:
+        result = floor(s)
+    # ceil
+    elif o == 61:
+        result = ceil(s)
+    # trunc, modf_integral
+    elif o == 62 or o == 68:
+        result = trunc(s)
+    # rint
+    elif o == 63:
+        result = rint(s)
+    # remainder
+    elif o == 64:
+        result = remainder(s, v[q])
+    # fmod
+    elif o == 65:
+        result = fmod(s, v[q])
+    # floor_divide
+    elif o == 66:
+        result = floor_divide(s, v[q])
+    # modf_fractional
+    elif o == 67:
+        result = modf_fractional(s)
+    # frexp_mantissa
+    elif o == 69:
+        result = frexp_mantissa(s)
+    # frexp_exponent
+    elif o == 70:
+        result = frexp_exponent(s)
+    # ldexp
+    elif o == 71:
+        result = ldexp(s, v[q])
+    # nextafter
+    elif o == 72:
+        result = nextafter(s, v[q])
+    # spacing
+    elif o == 73:
+        result = spacing(s)
+    # isfinite
+    elif o == 106:
+        result = 1.0 if isfinite(s) else 0.0
+    # erf
+    elif o == 122:
+        result = erf(s)
+    # erfc
+    elif o == 123:
+        result = erfc(s)
+    # gamma
+    elif o == 124:
+        result = gamma(s)
+    # lgamma
+    elif o == 125:
+        result = lgamma(s)
+    # digamma
+    elif o == 126:
+        result = digamma(s)
+    # polygamma
+    elif o == 127:
+        result = polygamma(s, v[q])
+    # expit
+    elif o == 128:
+        result = expit(s)
+    # logit
+    elif o == 129:
+        result = logit(s)
+    # log_expit
+    elif o == 130:
+        result = log_expit(s)
+    # softplus
+    elif o == 131:
+        result = softplus(s)
+    # xlogy
+    elif o == 132:
+        result = xlogy(s, v[q])
+    # xlog1py
+    elif o == 133:
+        result = xlog1py(s, v[q])
+    # sinc
+    elif o == 134:
+        result = sinc(s)
+    # sinc_derivative
+    elif o == 135:
+        result = sinc_derivative(s, v[q])
+    else:
+        result = nan  # No opcode comes here.
+    return result
+
+
 @kernel
 def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
     """Run instructions from `start`, whose first cell is `cell`; stop early before LANES or HOST.
@@ -407,391 +561,388 @@ def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
         s = v[p]
         # add
         if o == 5:
-            r = s + v[q]
+            result = s + v[q]
         # add_xk
         elif o == 6:
-            r = s + k[q]
+            result = s + k[q]
         # add_kx
         elif o == 7:
-            r = k[q] + s
+            result = k[q] + s
         # subtract
         elif o == 8:
-            r = s - v[q]
+            result = s - v[q]
         # subtract_xk
         elif o == 9:
-            r = s - k[q]
+            result = s - k[q]
         # subtract_kx
         elif o == 10:
-            r = k[q] - s
+            result = k[q] - s
         # multiply
         elif o == 11:
-            r = s * v[q]
+            result = s * v[q]
         # multiply_xk
         elif o == 12:
-            r = s * k[q]
+            result = s * k[q]
         # multiply_kx
         elif o == 13:
-            r = k[q] * s
+            result = k[q] * s
         # divide
         elif o == 14:
-            r = s / v[q]
+            result = s / v[q]
         # divide_xk
         elif o == 15:
-            r = s / k[q]
+            result = s / k[q]
         # divide_kx
         elif o == 16:
-            r = k[q] / s
+            result = k[q] / s
         # negative
         elif o == 17:
-            r = -s
+            result = -s
         # positive, conjugate, stop_gradient
         elif o == 18 or o == 19 or o == 25:
-            r = s
+            result = s
         # absolute, fabs
         elif o == 20 or o == 21:
-            r = abs(s)
+            result = abs(s)
         # sign
         elif o == 22:
-            r = sign(s)
+            result = sign(s)
         # copysign
         elif o == 23:
-            r = copysign(s, v[q])
-        # float32
-        elif o == 24:
-            r = float32(s)
+            result = copysign(s, v[q])
         # power
         elif o == 26:
-            r = power(s, v[q])
+            result = power(s, v[q])
         # power_xk
         elif o == 27:
-            r = power(s, k[q])
+            result = power(s, k[q])
         # power_kx
         elif o == 28:
-            r = power(k[q], s)
+            result = power(k[q], s)
         # integer_power
         elif o == 29:
-            r = integer_power(s, v[q])
+            result = integer_power(s, v[q])
         # integer_power_xk
         elif o == 30:
-            r = integer_power(s, k[q])
+            result = integer_power(s, k[q])
         # square
         elif o == 31:
-            r = s * s
+            result = s * s
         # reciprocal
         elif o == 32:
-            r = 1 / s
+            result = 1 / s
         # sqrt
         elif o == 33:
-            r = sqrt(s)
-        # cbrt
-        elif o == 34:
-            r = cbrt(s)
-        # hypot
-        elif o == 35:
-            r = hypot(s, v[q])
+            result = sqrt(s)
         # exp
         elif o == 36:
-            r = exp(s)
+            result = exp(s)
         # exp2
         elif o == 37:
-            r = power(2.0, s)
-        # expm1
-        elif o == 38:
-            r = expm1(s)
+            result = power(2.0, s)
         # log
         elif o == 39:
-            r = log(s)
-        # log2
-        elif o == 40:
-            r = log2(s)
-        # log10
-        elif o == 41:
-            r = log10(s)
-        # log1p
-        elif o == 42:
-            r = log1p(s)
-        # logaddexp
-        elif o == 43:
-            r = logaddexp(s, v[q])
-        # logaddexp2
-        elif o == 44:
-            r = logaddexp2(s, v[q])
+            result = log(s)
         # sin
         elif o == 45:
-            r = sin(s)
+            result = sin(s)
         # cos
         elif o == 46:
-            r = cos(s)
-        # tan
-        elif o == 47:
-            r = tan(s)
-        # arcsin
-        elif o == 48:
-            r = arcsin(s)
-        # arccos
-        elif o == 49:
-            r = arccos(s)
-        # arctan
-        elif o == 50:
-            r = arctan(s)
-        # arctan2
-        elif o == 51:
-            r = arctan2(s, v[q])
+            result = cos(s)
         # degrees
         elif o == 52:
-            r = s * DEGREES_PER_RADIAN
+            result = s * DEGREES_PER_RADIAN
         # radians
         elif o == 53:
-            r = s * RADIANS_PER_DEGREE
-        # sinh
-        elif o == 54:
-            r = sinh(s)
-        # cosh
-        elif o == 55:
-            r = cosh(s)
+            result = s * RADIANS_PER_DEGREE
         # tanh
         elif o == 56:
-            r = tanh(s)
-        # arcsinh
-        elif o == 57:
-            r = arcsinh(s)
-        # arccosh
-        elif o == 58:
-            r = arccosh(s)
-        # arctanh
-        elif o == 59:
-            r = arctanh(s)
-        # floor
-        elif o == 60:
-            r = floor(s)
-        # ceil
-        elif o == 61:
-            r = ceil(s)
-        # trunc, modf_integral
-        elif o == 62 or o == 68:
-            r = trunc(s)
-        # rint
-        elif o == 63:
-            r = rint(s)
-        # remainder
-        elif o == 64:
-            r = remainder(s, v[q])
-        # fmod
-        elif o == 65:
-            r = fmod(s, v[q])
-        # floor_divide
-        elif o == 66:
-            r = floor_divide(s, v[q])
-        # modf_fractional
-        elif o == 67:
-            r = modf_fractional(s)
-        # frexp_mantissa
-        elif o == 69:
-            r = frexp_mantissa(s)
-        # frexp_exponent
-        elif o == 70:
-            r = frexp_exponent(s)
-        # ldexp
-        elif o == 71:
-            r = ldexp(s, v[q])
-        # nextafter
-        elif o == 72:
-            r = nextafter(s, v[q])
-        # spacing
-        elif o == 73:
-            r = spacing(s)
+            result = tanh(s)
         # maximum
         elif o == 74:
-            r = s if s >= v[q] or isnan(s) else v[q]
+            result = s if s >= v[q] or isnan(s) else v[q]
         # maximum_xk
         elif o == 75:
-            r = s if s >= k[q] or isnan(s) else k[q]
+            result = s if s >= k[q] or isnan(s) else k[q]
         # maximum_kx
         elif o == 76:
-            r = k[q] if k[q] >= s or isnan(k[q]) else s
+            result = k[q] if k[q] >= s or isnan(k[q]) else s
         # minimum
         elif o == 77:
-            r = s if s <= v[q] or isnan(s) else v[q]
+            result = s if s <= v[q] or isnan(s) else v[q]
         # minimum_xk
         elif o == 78:
-            r = s if s <= k[q] or isnan(s) else k[q]
+            result = s if s <= k[q] or isnan(s) else k[q]
         # minimum_kx
         elif o == 79:
-            r = k[q] if k[q] <= s or isnan(k[q]) else s
+            result = k[q] if k[q] <= s or isnan(k[q]) else s
         # fmax
         elif o == 80:
-            r = s if s >= v[q] or isnan(v[q]) else v[q]
+            result = s if s >= v[q] or isnan(v[q]) else v[q]
         # fmax_xk
         elif o == 81:
-            r = s if s >= k[q] or isnan(k[q]) else k[q]
+            result = s if s >= k[q] or isnan(k[q]) else k[q]
         # fmax_kx
         elif o == 82:
-            r = k[q] if k[q] >= s or isnan(s) else s
+            result = k[q] if k[q] >= s or isnan(s) else s
         # fmin
         elif o == 83:
-            r = s if s <= v[q] or isnan(v[q]) else v[q]
+            result = s if s <= v[q] or isnan(v[q]) else v[q]
         # fmin_xk
         elif o == 84:
-            r = s if s <= k[q] or isnan(k[q]) else k[q]
+            result = s if s <= k[q] or isnan(k[q]) else k[q]
         # fmin_kx
         elif o == 85:
-            r = k[q] if k[q] <= s or isnan(s) else s
+            result = k[q] if k[q] <= s or isnan(s) else s
         # equal
         elif o == 86:
-            r = 1.0 if s == v[q] else 0.0
+            result = 1.0 if s == v[q] else 0.0
         # equal_xk
         elif o == 87:
-            r = 1.0 if s == k[q] else 0.0
+            result = 1.0 if s == k[q] else 0.0
         # equal_kx
         elif o == 88:
-            r = 1.0 if k[q] == s else 0.0
+            result = 1.0 if k[q] == s else 0.0
         # not_equal
         elif o == 89:
-            r = 1.0 if s != v[q] else 0.0
+            result = 1.0 if s != v[q] else 0.0
         # not_equal_xk
         elif o == 90:
-            r = 1.0 if s != k[q] else 0.0
+            result = 1.0 if s != k[q] else 0.0
         # not_equal_kx
         elif o == 91:
-            r = 1.0 if k[q] != s else 0.0
+            result = 1.0 if k[q] != s else 0.0
         # less
         elif o == 92:
-            r = 1.0 if s < v[q] else 0.0
+            result = 1.0 if s < v[q] else 0.0
         # less_xk
         elif o == 93:
-            r = 1.0 if s < k[q] else 0.0
+            result = 1.0 if s < k[q] else 0.0
         # less_kx
         elif o == 94:
-            r = 1.0 if k[q] < s else 0.0
+            result = 1.0 if k[q] < s else 0.0
         # less_equal
         elif o == 95:
-            r = 1.0 if s <= v[q] else 0.0
+            result = 1.0 if s <= v[q] else 0.0
         # less_equal_xk
         elif o == 96:
-            r = 1.0 if s <= k[q] else 0.0
+            result = 1.0 if s <= k[q] else 0.0
         # less_equal_kx
         elif o == 97:
-            r = 1.0 if k[q] <= s else 0.0
+            result = 1.0 if k[q] <= s else 0.0
         # greater
         elif o == 98:
-            r = 1.0 if s > v[q] else 0.0
+            result = 1.0 if s > v[q] else 0.0
         # greater_xk
         elif o == 99:
-            r = 1.0 if s > k[q] else 0.0
+            result = 1.0 if s > k[q] else 0.0
         # greater_kx
         elif o == 100:
-            r = 1.0 if k[q] > s else 0.0
+            result = 1.0 if k[q] > s else 0.0
         # greater_equal
         elif o == 101:
-            r = 1.0 if s >= v[q] else 0.0
+            result = 1.0 if s >= v[q] else 0.0
         # greater_equal_xk
         elif o == 102:
-            r = 1.0 if s >= k[q] else 0.0
+            result = 1.0 if s >= k[q] else 0.0
         # greater_equal_kx
         elif o == 103:
-            r = 1.0 if k[q] >= s else 0.0
+            result = 1.0 if k[q] >= s else 0.0
         # isnan
         elif o == 104:
-            r = 1.0 if isnan(s) else 0.0
+            result = 1.0 if isnan(s) else 0.0
         # isinf
         elif o == 105:
-            r = 1.0 if isinf(s) else 0.0
-        # isfinite
-        elif o == 106:
-            r = 1.0 if isfinite(s) else 0.0
+            result = 1.0 if isinf(s) else 0.0
         # signbit
         elif o == 107:
-            r = 1.0 if copysign(1.0, s) < 0.0 else 0.0
+            result = 1.0 if copysign(1.0, s) < 0.0 else 0.0
         # logical_and
         elif o == 108:
-            r = 1.0 if s != 0.0 and v[q] != 0.0 else 0.0
+            result = 1.0 if s != 0.0 and v[q] != 0.0 else 0.0
         # logical_and_xk
         elif o == 109:
-            r = 1.0 if s != 0.0 and k[q] != 0.0 else 0.0
+            result = 1.0 if s != 0.0 and k[q] != 0.0 else 0.0
         # logical_and_kx
         elif o == 110:
-            r = 1.0 if k[q] != 0.0 and s != 0.0 else 0.0
+            result = 1.0 if k[q] != 0.0 and s != 0.0 else 0.0
         # logical_or
         elif o == 111:
-            r = 1.0 if s != 0.0 or v[q] != 0.0 else 0.0
+            result = 1.0 if s != 0.0 or v[q] != 0.0 else 0.0
         # logical_or_xk
         elif o == 112:
-            r = 1.0 if s != 0.0 or k[q] != 0.0 else 0.0
+            result = 1.0 if s != 0.0 or k[q] != 0.0 else 0.0
         # logical_or_kx
         elif o == 113:
-            r = 1.0 if k[q] != 0.0 or s != 0.0 else 0.0
+            result = 1.0 if k[q] != 0.0 or s != 0.0 else 0.0
         # logical_xor
         elif o == 114:
-            r = 1.0 if (s != 0.0) != (v[q] != 0.0) else 0.0
+            result = 1.0 if (s != 0.0) != (v[q] != 0.0) else 0.0
         # logical_xor_xk
         elif o == 115:
-            r = 1.0 if (s != 0.0) != (k[q] != 0.0) else 0.0
+            result = 1.0 if (s != 0.0) != (k[q] != 0.0) else 0.0
         # logical_xor_kx
         elif o == 116:
-            r = 1.0 if (k[q] != 0.0) != (s != 0.0) else 0.0
+            result = 1.0 if (k[q] != 0.0) != (s != 0.0) else 0.0
         # logical_not
         elif o == 117:
-            r = 1.0 if s == 0.0 else 0.0
+            result = 1.0 if s == 0.0 else 0.0
         # where
         elif o == 118:
-            r = s if v[a[i - one]] != 0.0 else v[q]
+            result = s if v[a[i - one]] != 0.0 else v[q]
         # heaviside
         elif o == 119:
-            r = s if isnan(s) else v[q] if s == 0.0 else 1.0 if s > 0.0 else 0.0
+            result = s if isnan(s) else v[q] if s == 0.0 else 1.0 if s > 0.0 else 0.0
         # heaviside_xk
         elif o == 120:
-            r = s if isnan(s) else k[q] if s == 0.0 else 1.0 if s > 0.0 else 0.0
+            result = s if isnan(s) else k[q] if s == 0.0 else 1.0 if s > 0.0 else 0.0
         # heaviside_kx
         elif o == 121:
-            r = k[q] if isnan(k[q]) else s if k[q] == 0.0 else 1.0 if k[q] > 0.0 else 0.0
-        # erf
-        elif o == 122:
-            r = erf(s)
-        # erfc
-        elif o == 123:
-            r = erfc(s)
-        # gamma
-        elif o == 124:
-            r = gamma(s)
-        # lgamma
-        elif o == 125:
-            r = lgamma(s)
-        # digamma
-        elif o == 126:
-            r = digamma(s)
-        # polygamma
-        elif o == 127:
-            r = polygamma(s, v[q])
-        # expit
-        elif o == 128:
-            r = expit(s)
-        # logit
-        elif o == 129:
-            r = logit(s)
-        # log_expit
-        elif o == 130:
-            r = log_expit(s)
-        # softplus
-        elif o == 131:
-            r = softplus(s)
-        # xlogy
-        elif o == 132:
-            r = xlogy(s, v[q])
-        # xlog1py
-        elif o == 133:
-            r = xlog1py(s, v[q])
-        # sinc
-        elif o == 134:
-            r = sinc(s)
-        # sinc_derivative
-        elif o == 135:
-            r = sinc_derivative(s, v[q])
+            result = k[q] if isnan(k[q]) else s if k[q] == 0.0 else 1.0 if k[q] > 0.0 else 0.0
         else:
-            break
-        v[c] = r
+            result = rare_forward(o, v, p, q)
+        v[c] = result
         c += one
         i += one
     return np.int64(i), np.int64(c)
+
+
+@helper
+def rare_reverse(o, v, g, w, c, p, q):  # type: ignore[no-untyped-def]
+    """Return what the adjoint of cell p receives, and add what that of cell q does."""
+    s = v[p]
+    # float32, modf_fractional
+    if o == 24 or o == 67:
+        result = w
+    # cbrt
+    elif o == 34:
+        result = w * (1 / (3 * v[c] * v[c]))
+    # hypot
+    elif o == 35:
+        g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] / v[c])
+        result = 0.0 if s == 0.0 and v[q] == 0.0 else w * (s / v[c])
+    # expm1
+    elif o == 38:
+        result = w * exp(s)
+    # log2
+    elif o == 40:
+        result = w * (LOG2E / s)
+    # log10
+    elif o == 41:
+        result = w * (LOG10E / s)
+    # log1p
+    elif o == 42:
+        result = w * (1 / (1 + s))
+    # logaddexp
+    elif o == 43:
+        g[q] += w * 0.5 if s == v[q] and isinf(s) else w * expit(v[q] - s)
+        result = w * 0.5 if s == v[q] and isinf(s) else w * expit(s - v[q])
+    # logaddexp2
+    elif o == 44:
+        g[q] += w * 0.5 if s == v[q] and isinf(s) else w * expit(LN2 * (v[q] - s))
+        result = w * 0.5 if s == v[q] and isinf(s) else w * expit(LN2 * (s - v[q]))
+    # tan
+    elif o == 47:
+        result = w * (1 + v[c] * v[c])
+    # arcsin
+    elif o == 48:
+        result = w * (1 / sqrt((1 - s) * (1 + s)))
+    # arccos
+    elif o == 49:
+        result = w * (-1 / sqrt((1 - s) * (1 + s)))
+    # arctan
+    elif o == 50:
+        result = w * (1 / (1 + s * s))
+    # arctan2
+    elif o == 51:
+        let_r = hypot(s, v[q])
+        g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (-s / let_r / let_r)
+        result = 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] / let_r / let_r)
+    # sinh
+    elif o == 54:
+        result = w * cosh(s)
+    # cosh
+    elif o == 55:
+        result = w * sinh(s)
+    # arcsinh
+    elif o == 57:
+        result = w * (1 / hypot(s, 1.0))
+    # arccosh
+    elif o == 58:
+        result = w * (1 / (sqrt(s - 1) * sqrt(s + 1)))
+    # arctanh
+    elif o == 59:
+        result = w * (1 / ((1 - s) * (1 + s)))
+    # remainder
+    elif o == 64:
+        g[q] += -(w * floor_divide(s, v[q]))
+        result = w
+    # fmod
+    elif o == 65:
+        g[q] += -(w * rint((s - v[c]) / v[q]))
+        result = w
+    # frexp_mantissa
+    elif o == 69:
+        result = w * ldexp(1.0, -frexp_exponent(s))
+    # ldexp
+    elif o == 71:
+        result = w * ldexp(1.0, v[q])
+    # nextafter
+    elif o == 72:
+        g[q] += nan
+        result = nan
+    # spacing
+    elif o == 73:
+        result = nan
+    # erf
+    elif o == 122:
+        result = w * (TWO_OVER_SQRT_PI * exp(-s * s))
+    # erfc
+    elif o == 123:
+        result = w * (-TWO_OVER_SQRT_PI * exp(-s * s))
+    # gamma
+    elif o == 124:
+        result = w * (v[c] * digamma(s))
+    # lgamma
+    elif o == 125:
+        result = w * digamma(s)
+    # digamma
+    elif o == 126:
+        result = w * polygamma(1.0, s)
+    # polygamma
+    elif o == 127:
+        g[q] += w * polygamma(s + 1.0, v[q])
+        result = 0.0
+    # expit
+    elif o == 128:
+        result = w * (v[c] * expit(-s))
+    # logit
+    elif o == 129:
+        result = w * (1 / (s * (1 - s)))
+    # log_expit
+    elif o == 130:
+        result = w * expit(-s)
+    # softplus
+    elif o == 131:
+        result = w * expit(s)
+    # xlogy
+    elif o == 132:
+        g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (s / v[q])
+        result = w * log(v[q])
+    # xlog1py
+    elif o == 133:
+        g[q] += 0.0 if s == 0.0 and v[q] == -1.0 else w * (s / (1 + v[q]))
+        result = w * log1p(v[q])
+    # sinc
+    elif o == 134:
+        result = w * sinc_derivative(1.0, s)
+    # sinc_derivative
+    elif o == 135:
+        g[q] += w * sinc_derivative(s + 1.0, v[q])
+        result = 0.0
+    else:
+        result = 0.0  # The row is constant wherever it is smooth.
+    return result
 
 
 @kernel
@@ -825,269 +976,143 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):  # type: ignore[no-un
         # add
         if o == 5:
             g[q] += w
-            r = w
-        # add_xk, add_kx, subtract_xk, positive, conjugate, float32, modf_fractional
-        elif o == 6 or o == 7 or o == 9 or o == 18 or o == 19 or o == 24 or o == 67:
-            r = w
+            result = w
+        # add_xk, add_kx, subtract_xk, positive, conjugate
+        elif o == 6 or o == 7 or o == 9 or o == 18 or o == 19:
+            result = w
         # subtract
         elif o == 8:
             g[q] += -w
-            r = w
+            result = w
         # subtract_kx, negative
         elif o == 10 or o == 17:
-            r = -w
+            result = -w
         # multiply
         elif o == 11:
             g[q] += w * s
-            r = w * v[q]
+            result = w * v[q]
         # multiply_xk, multiply_kx
         elif o == 12 or o == 13:
-            r = w * k[q]
+            result = w * k[q]
         # divide
         elif o == 14:
             g[q] += w * (-v[c] / v[q])
-            r = w * (1 / v[q])
+            result = w * (1 / v[q])
         # divide_xk
         elif o == 15:
-            r = w * (1 / k[q])
+            result = w * (1 / k[q])
         # divide_kx
         elif o == 16:
-            r = w * (-v[c] / s)
+            result = w * (-v[c] / s)
         # absolute, fabs
         elif o == 20 or o == 21:
-            r = w * sign(s)
+            result = w * sign(s)
         # copysign
         elif o == 23:
-            r = 0.0 if s == 0.0 else w * (copysign(1.0, s) * copysign(1.0, v[q]))
+            result = 0.0 if s == 0.0 else w * (copysign(1.0, s) * copysign(1.0, v[q]))
         # power
         elif o == 26:
             g[q] += 0.0 if s == 0.0 and v[q] >= 0.0 else w * (v[c] * log(s))
-            r = 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] * power(s, v[q] - 1.0))
+            result = 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] * power(s, v[q] - 1.0))
         # power_xk
         elif o == 27:
-            r = 0.0 if s == 0.0 and k[q] == 0.0 else w * (k[q] * power(s, k[q] - 1.0))
+            result = 0.0 if s == 0.0 and k[q] == 0.0 else w * (k[q] * power(s, k[q] - 1.0))
         # power_kx
         elif o == 28:
-            r = 0.0 if k[q] == 0.0 and s >= 0.0 else w * (v[c] * log(k[q]))
+            result = 0.0 if k[q] == 0.0 and s >= 0.0 else w * (v[c] * log(k[q]))
         # integer_power
         elif o == 29:
-            r = 0.0 if v[q] == 0.0 else w * (v[q] * integer_power(s, v[q] - 1.0))
+            result = 0.0 if v[q] == 0.0 else w * (v[q] * integer_power(s, v[q] - 1.0))
         # integer_power_xk
         elif o == 30:
-            r = 0.0 if k[q] == 0.0 else w * (k[q] * integer_power(s, k[q] - 1.0))
+            result = 0.0 if k[q] == 0.0 else w * (k[q] * integer_power(s, k[q] - 1.0))
         # square
         elif o == 31:
-            r = w * (2 * s)
+            result = w * (2 * s)
         # reciprocal
         elif o == 32:
-            r = w * (-v[c] * v[c])
+            result = w * (-v[c] * v[c])
         # sqrt
         elif o == 33:
-            r = w * inf if s == 0.0 else w * (0.5 / v[c])
-        # cbrt
-        elif o == 34:
-            r = w * (1 / (3 * v[c] * v[c]))
-        # hypot
-        elif o == 35:
-            g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] / v[c])
-            r = 0.0 if s == 0.0 and v[q] == 0.0 else w * (s / v[c])
+            result = w * inf if s == 0.0 else w * (0.5 / v[c])
         # exp
         elif o == 36:
-            r = w * v[c]
+            result = w * v[c]
         # exp2
         elif o == 37:
-            r = w * (LN2 * v[c])
-        # expm1
-        elif o == 38:
-            r = w * exp(s)
+            result = w * (LN2 * v[c])
         # log
         elif o == 39:
-            r = w * (1 / s)
-        # log2
-        elif o == 40:
-            r = w * (LOG2E / s)
-        # log10
-        elif o == 41:
-            r = w * (LOG10E / s)
-        # log1p
-        elif o == 42:
-            r = w * (1 / (1 + s))
-        # logaddexp
-        elif o == 43:
-            g[q] += w * 0.5 if s == v[q] and isinf(s) else w * expit(v[q] - s)
-            r = w * 0.5 if s == v[q] and isinf(s) else w * expit(s - v[q])
-        # logaddexp2
-        elif o == 44:
-            g[q] += w * 0.5 if s == v[q] and isinf(s) else w * expit(LN2 * (v[q] - s))
-            r = w * 0.5 if s == v[q] and isinf(s) else w * expit(LN2 * (s - v[q]))
+            result = w * (1 / s)
         # sin
         elif o == 45:
-            r = w * cos(s)
+            result = w * cos(s)
         # cos
         elif o == 46:
-            r = -(w * sin(s))
-        # tan
-        elif o == 47:
-            r = w * (1 + v[c] * v[c])
-        # arcsin
-        elif o == 48:
-            r = w * (1 / sqrt((1 - s) * (1 + s)))
-        # arccos
-        elif o == 49:
-            r = w * (-1 / sqrt((1 - s) * (1 + s)))
-        # arctan
-        elif o == 50:
-            r = w * (1 / (1 + s * s))
-        # arctan2
-        elif o == 51:
-            r = hypot(s, v[q])
-            g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (-s / r / r)
-            r = 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] / r / r)
+            result = -(w * sin(s))
         # degrees
         elif o == 52:
-            r = w * DEGREES_PER_RADIAN
+            result = w * DEGREES_PER_RADIAN
         # radians
         elif o == 53:
-            r = w * RADIANS_PER_DEGREE
-        # sinh
-        elif o == 54:
-            r = w * cosh(s)
-        # cosh
-        elif o == 55:
-            r = w * sinh(s)
+            result = w * RADIANS_PER_DEGREE
         # tanh
         elif o == 56:
-            r = w * (1 - v[c] * v[c])
-        # arcsinh
-        elif o == 57:
-            r = w * (1 / hypot(s, 1.0))
-        # arccosh
-        elif o == 58:
-            r = w * (1 / (sqrt(s - 1) * sqrt(s + 1)))
-        # arctanh
-        elif o == 59:
-            r = w * (1 / ((1 - s) * (1 + s)))
-        # remainder
-        elif o == 64:
-            g[q] += -(w * floor_divide(s, v[q]))
-            r = w
-        # fmod
-        elif o == 65:
-            g[q] += -(w * rint((s - v[c]) / v[q]))
-            r = w
-        # frexp_mantissa
-        elif o == 69:
-            r = w * ldexp(1.0, -frexp_exponent(s))
-        # ldexp
-        elif o == 71:
-            r = w * ldexp(1.0, v[q])
-        # nextafter
-        elif o == 72:
-            g[q] += nan
-            r = nan
-        # spacing
-        elif o == 73:
-            r = nan
+            result = w * (1 - v[c] * v[c])
         # maximum
         elif o == 74:
             g[q] += w * 0.5 if s == v[q] else 0.0 if s > v[q] or isnan(s) else w
-            r = w * 0.5 if s == v[q] else w if s > v[q] or isnan(s) else 0.0
+            result = w * 0.5 if s == v[q] else w if s > v[q] or isnan(s) else 0.0
         # maximum_xk
         elif o == 75:
-            r = w * 0.5 if s == k[q] else w if s > k[q] or isnan(s) else 0.0
+            result = w * 0.5 if s == k[q] else w if s > k[q] or isnan(s) else 0.0
         # maximum_kx
         elif o == 76:
-            r = w * 0.5 if k[q] == s else 0.0 if k[q] > s or isnan(k[q]) else w
+            result = w * 0.5 if k[q] == s else 0.0 if k[q] > s or isnan(k[q]) else w
         # minimum
         elif o == 77:
             g[q] += w * 0.5 if s == v[q] else 0.0 if s < v[q] or isnan(s) else w
-            r = w * 0.5 if s == v[q] else w if s < v[q] or isnan(s) else 0.0
+            result = w * 0.5 if s == v[q] else w if s < v[q] or isnan(s) else 0.0
         # minimum_xk
         elif o == 78:
-            r = w * 0.5 if s == k[q] else w if s < k[q] or isnan(s) else 0.0
+            result = w * 0.5 if s == k[q] else w if s < k[q] or isnan(s) else 0.0
         # minimum_kx
         elif o == 79:
-            r = w * 0.5 if k[q] == s else 0.0 if k[q] < s or isnan(k[q]) else w
+            result = w * 0.5 if k[q] == s else 0.0 if k[q] < s or isnan(k[q]) else w
         # fmax
         elif o == 80:
             g[q] += w * 0.5 if s == v[q] else 0.0 if s > v[q] or isnan(v[q]) else w
-            r = w * 0.5 if s == v[q] else w if s > v[q] or isnan(v[q]) else 0.0
+            result = w * 0.5 if s == v[q] else w if s > v[q] or isnan(v[q]) else 0.0
         # fmax_xk
         elif o == 81:
-            r = w * 0.5 if s == k[q] else w if s > k[q] or isnan(k[q]) else 0.0
+            result = w * 0.5 if s == k[q] else w if s > k[q] or isnan(k[q]) else 0.0
         # fmax_kx
         elif o == 82:
-            r = w * 0.5 if k[q] == s else 0.0 if k[q] > s or isnan(s) else w
+            result = w * 0.5 if k[q] == s else 0.0 if k[q] > s or isnan(s) else w
         # fmin
         elif o == 83:
             g[q] += w * 0.5 if s == v[q] else 0.0 if s < v[q] or isnan(v[q]) else w
-            r = w * 0.5 if s == v[q] else w if s < v[q] or isnan(v[q]) else 0.0
+            result = w * 0.5 if s == v[q] else w if s < v[q] or isnan(v[q]) else 0.0
         # fmin_xk
         elif o == 84:
-            r = w * 0.5 if s == k[q] else w if s < k[q] or isnan(k[q]) else 0.0
+            result = w * 0.5 if s == k[q] else w if s < k[q] or isnan(k[q]) else 0.0
         # fmin_kx
         elif o == 85:
-            r = w * 0.5 if k[q] == s else 0.0 if k[q] < s or isnan(s) else w
+            result = w * 0.5 if k[q] == s else 0.0 if k[q] < s or isnan(s) else w
         # where
         elif o == 118:
             g[q] += 0.0 if v[a[i - one]] != 0.0 else w
-            r = w if v[a[i - one]] != 0.0 else 0.0
+            result = w if v[a[i - one]] != 0.0 else 0.0
         # heaviside
         elif o == 119:
             g[q] += w if s == 0.0 else 0.0
-            r = 0.0
+            result = 0.0
         # heaviside_kx
         elif o == 121:
-            r = w if k[q] == 0.0 else 0.0
-        # erf
-        elif o == 122:
-            r = w * (TWO_OVER_SQRT_PI * exp(-s * s))
-        # erfc
-        elif o == 123:
-            r = w * (-TWO_OVER_SQRT_PI * exp(-s * s))
-        # gamma
-        elif o == 124:
-            r = w * (v[c] * digamma(s))
-        # lgamma
-        elif o == 125:
-            r = w * digamma(s)
-        # digamma
-        elif o == 126:
-            r = w * polygamma(1.0, s)
-        # polygamma
-        elif o == 127:
-            g[q] += w * polygamma(s + 1.0, v[q])
-            r = 0.0
-        # expit
-        elif o == 128:
-            r = w * (v[c] * expit(-s))
-        # logit
-        elif o == 129:
-            r = w * (1 / (s * (1 - s)))
-        # log_expit
-        elif o == 130:
-            r = w * expit(-s)
-        # softplus
-        elif o == 131:
-            r = w * expit(s)
-        # xlogy
-        elif o == 132:
-            g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (s / v[q])
-            r = w * log(v[q])
-        # xlog1py
-        elif o == 133:
-            g[q] += 0.0 if s == 0.0 and v[q] == -1.0 else w * (s / (1 + v[q]))
-            r = w * log1p(v[q])
-        # sinc
-        elif o == 134:
-            r = w * sinc_derivative(1.0, s)
-        # sinc_derivative
-        elif o == 135:
-            g[q] += w * sinc_derivative(s + 1.0, v[q])
-            r = 0.0
-        else:  # Constant wherever it is smooth.
-            continue
-        g[p] += r
+            result = w if k[q] == 0.0 else 0.0
+        else:
+            result = rare_reverse(o, v, g, w, c, p, q)
+        g[p] += result
     return np.int64(i), np.int64(c)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tapegrad.kernels.emit.language import HEADER, compiled, contribution, names_in, tree
 from tapegrad.kernels.emit.library import preamble
 from tapegrad.kernels.emit.numbering import CELLS, KX, STRUCTURAL, Opcode
-from tapegrad.ops.row import Nondiff, Partial, Row, parse
+from tapegrad.ops.row import Nondiff, Partial, Row, called, parse
 
 _INPUT, _LANES, _HOST, _CONST, _CARRY = range(len(STRUCTURAL))
 
@@ -43,8 +43,8 @@ def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
         s = v[p]
 {cases}
         else:
-            break
-        v[c] = r
+            result = rare_forward(o, v, p, q)
+        v[c] = result
         c += one
         i += one
     return np.int64(i), np.int64(c)
@@ -79,10 +79,34 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):  # type: ignore[no-un
         q = np.uint64(b[i])
         s = v[p]
 {cases}
-        else:  # Constant wherever it is smooth.
-            continue
-        g[p] += r
+        else:
+            result = rare_reverse(o, v, g, w, c, p, q)
+        g[p] += result
     return np.int64(i), np.int64(c)
+'''
+
+_RARE_FORWARD = '''@helper
+def rare_forward(o, v, p, q):  # type: ignore[no-untyped-def]
+    """Return the value of a row that calls a function beyond the common ones.
+
+    These rows have a switch of their own: one switch over all of them compiles much more slowly, and
+    the call costs little beside the functions.
+    """
+    s = v[p]
+{cases}
+    else:
+        result = nan  # No opcode comes here.
+    return result
+'''
+
+_RARE_REVERSE = '''@helper
+def rare_reverse(o, v, g, w, c, p, q):  # type: ignore[no-untyped-def]
+    """Return what the adjoint of cell p receives, and add what that of cell q does."""
+    s = v[p]
+{cases}
+    else:
+        result = 0.0  # The row is constant wherever it is smooth.
+    return result
 '''
 
 _COMPILE = '''_COLUMNS = "uint8[::1], uint32[::1], uint32[::1], float64[::1], float64[::1]"
@@ -99,6 +123,17 @@ def compile_all() -> None:
 '''
 
 
+COMMON_CALLS = {
+    *("abs", "copysign", "cos", "exp", "integer_power", "isinf", "isnan", "log", "power", "sign"),
+    *("sin", "sqrt", "tanh"),
+}
+
+
+def is_common(row: Row) -> bool:
+    """Say whether a row belongs in the first switch: it calls nothing but common functions."""
+    return all(called(expression) <= COMMON_CALLS for _, expression in row.expressions())
+
+
 def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
     """Return the module of the scalar interpreters."""
     numbers = {
@@ -107,8 +142,15 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         "const": _CONST,
         "carry": _CARRY,
     }
-    forward = _FORWARD.format(cases=chain(opcodes, _forward_case), **numbers)
-    reverse = _REVERSE.format(cases=chain(opcodes, _reverse_case), **numbers)
+    common = tuple(opcode for opcode in opcodes if is_common(opcode.row))
+    rare = tuple(opcode for opcode in opcodes if not is_common(opcode.row))
+    kernels = [
+        _RARE_FORWARD.format(cases=chain(rare, _forward_case, "    ")),
+        _FORWARD.format(cases=chain(common, _forward_case), **numbers),
+        _RARE_REVERSE.format(cases=chain(rare, _reverse_case, "    ")),
+        _REVERSE.format(cases=chain(common, _reverse_case), **numbers),
+        _COMPILE,
+    ]
     used = {
         name
         for row in table.values()
@@ -116,7 +158,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for name in names_in(node) - {*row.operands, *row.let, "out"}
     }
     header = HEADER.format(title="The scalar interpreters: one switch over opcodes, compiled once.")
-    return "\n".join([header, preamble(used, numpy=True), forward, "", reverse, "", _COMPILE])
+    return "\n".join([header, preamble(used, numpy=True), "\n\n".join(kernels)])
 
 
 def chain(
@@ -156,13 +198,14 @@ def operands(opcode: Opcode) -> dict[str, tuple[str, str | None]]:
 
 def _forward_case(opcode: Opcode) -> list[str]:
     names = {name: value for name, (value, _) in operands(opcode).items()}
-    return [f"r = {compiled(tree(opcode.row, opcode.row.out), names)}"]
+    return [f"result = {compiled(tree(opcode.row, opcode.row.out), names)}"]
 
 
 def _reverse_case(opcode: Opcode) -> list[str]:
-    """Return what adds to the adjoints: ``r`` is what goes to cell p, after the switch."""
+    """Return what adds to the adjoints: ``result`` is what goes to cell p, after the switch."""
     row = opcode.row
     names = {name: value for name, (value, _) in operands(opcode).items()} | {"out": "v[c]"}
+    names |= {name: "let_" + name for name in row.let}
     body: list[str] = []
     used: set[str] = set()
     to_p = None
@@ -177,8 +220,8 @@ def _reverse_case(opcode: Opcode) -> list[str]:
             body.append(f"g[{cell}] += {compiled(node, names)}")
     if not body and to_p is None:
         return []
-    lets = [f"{name} = {compiled(parse(text), names)}" for name, text in row.let.items()]
-    return (lets if used & set(row.let) else []) + body + [f"r = {to_p or '0.0'}"]
+    lets = [f"let_{name} = {compiled(parse(text), names)}" for name, text in row.let.items()]
+    return (lets if used & set(row.let) else []) + body + [f"result = {to_p or '0.0'}"]
 
 
 def _contribution(partial: Partial) -> ast.expr | None:
