@@ -7,7 +7,7 @@ import numpy as np
 
 import tapegrad as tg
 
-from .measuring import exponent, interleave
+from .measuring import exponent, interleave, repeat
 from .workloads import fill, read, rosenbrock, rosenbrock_point
 
 SIZES = (10**3, 10**4, 10**5, 10**6)
@@ -42,17 +42,7 @@ def rosenbrock_gradient(n: int) -> Call:
 def growth(workload: Callable[[int], Call], sizes: Sequence[int] = SIZES, rounds: int = 5) -> float:
     """Return the exponent of the CPU time of `workload(n)()` against n."""
     repeats = {n: max(1, 10**5 // n) for n in sizes}  # as many accesses at every small size
-
-    def repeated(n: int) -> Call:
-        call = workload(n)
-
-        def run() -> None:
-            for _ in range(repeats[n]):
-                call()
-
-        return run
-
-    seconds = interleave({n: repeated(n) for n in sizes}, rounds)
+    seconds = interleave({n: repeat(workload(n), repeats[n]) for n in sizes}, rounds)
     return exponent(sizes, [seconds[n] / repeats[n] for n in sizes])
 
 

@@ -35,6 +35,7 @@ def environment(threads: int = 1, **extra: str) -> dict[str, str]:
     """
     result = dict(os.environ)
     result.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    result.pop("PYTHONDONTWRITEBYTECODE", None)  # imports are measured with their byte code cached
     result.update(JAX_ENABLE_X64="1", JAX_PLATFORMS="cpu")
     if threads == 1:
         result["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -57,6 +58,16 @@ def cpu_time(function: Callable[[], object]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
+
+
+def repeat(function: Callable[[], object], times: int) -> Callable[[], None]:
+    """Return a function that calls `function` so many times."""
+
+    def repeated() -> None:
+        for _ in range(times):
+            function()
+
+    return repeated
 
 
 def cpu_median(function: Callable[[], object], rounds: int = 5) -> float:

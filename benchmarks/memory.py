@@ -28,12 +28,12 @@ def bytes_per_instruction(operations: int) -> float:
     """
     small = operations // 4
     resident = {}
-    out = None
+    alive = []
     with tg.executor("compiled"):
         for size in (small, operations):
             for _ in range(3):
-                del out  # else the former tape would still be alive beside the next one
-                out = loop_gradient(size)
+                alive.clear()  # else the former tape would still be there beside the next one
+                alive.append(loop_gradient(size))
             resident[size] = resident_bytes()
     return (resident[operations] - resident[small]) / (operations - small)
 

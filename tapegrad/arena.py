@@ -244,7 +244,7 @@ class Arena:
     >>> arena.op.ensure(2)[:2] = 7, 8
     >>> code = arena.compact(2, 0)
     >>> arena.give_back(2, 0)
-    >>> code.op
+    >>> code.op.array
     array([7, 8], dtype=uint8)
     """
 
@@ -294,16 +294,34 @@ class Arena:
         _arenas.give(self)
 
 
+class FixedColumn:
+    """An ordinary array in the place of a `Column` that grows no more."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: AnyArray) -> None:
+        self.array = array
+
+    def ensure(self, n: int) -> AnyArray:
+        """Return the array, which must have room for `n` items already."""
+        if n > self.array.size:
+            raise ValueError("a finished tape cannot grow")
+        return self.array
+
+
 class CompactArena:
     """The code and values of a finished tape, in ordinary arrays of just their size."""
 
     __slots__ = ("a", "b", "op", "v")
 
     def __init__(self, op: AnyArray, a: AnyArray, b: AnyArray, v: AnyArray) -> None:
-        self.op = op
-        self.a = a
-        self.b = b
-        self.v = v
+        self.op = FixedColumn(op)
+        self.a = FixedColumn(a)
+        self.b = FixedColumn(b)
+        self.v = FixedColumn(v)
+
+    def give_back(self, n_instructions: int, n_cells: int) -> None:
+        """Do nothing: ordinary arrays free themselves."""
 
 
 # -- adjoints -------------------------------------------------------------------------------------

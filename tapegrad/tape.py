@@ -15,20 +15,26 @@ import itertools
 import threading
 import weakref
 from array import array
-from operator import length_hint
+from bisect import bisect_right
+from operator import attrgetter, length_hint
 from typing import Any
 
 import numpy as np
 
 from . import execute
-from .arena import Arena
+from .arena import Arena, CompactArena
 from .errors import ReleasedTapeError, ThreadError, at_caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
 BLOCK = 1 << 13  # instructions that wait in the Python list before they are packed
-SEGMENT_CELLS = 1 << 31  # a recorder starts a new tape beyond this many cells
+# A recorder starts a new tape beyond this many cells, so that what no live array can reach any more
+# is reclaimed piece by piece; much earlier when somebody looks at a value, as in a loop that never
+# calls backward.
+SEGMENT_CELLS = 1 << 24
+LOOK_CELLS = 1 << 20
+SMALL_CELLS = 1 << 14  # closed tapes of up to this many cells move to arrays of just their size
 _LAST_CELL = (1 << 32) - 1  # operands are uint32
 
 _serials = itertools.count()
@@ -50,6 +56,9 @@ class Import:
         self.source: Tape | None = None
         self.cells: int | Cells = 0  # first cell, or cells, in the source tape
         self.holder: Any = None  # leaf scalar or storage that caches this import's place
+
+
+_import_cell = attrgetter("cell")
 
 
 class Tape:
@@ -124,7 +133,7 @@ class Tape:
         self.imports: list[Import] = []
         self.known: dict[int, tuple[Any, int, int]] = {}
         self.milestones: list[tuple[int, int]] = []
-        self._arena: Arena | None = None
+        self._arena: Arena | CompactArena | None = None
         self.n = self.done = self.done_cell = self.flushed_cell = self.input_cells = 0
         self.stop = BLOCK
         self.cells = iter(range(BLOCK))
@@ -137,7 +146,7 @@ class Tape:
         return self.stop - length_hint(self.cells)
 
     @property
-    def arena(self) -> Arena:
+    def arena(self) -> Arena | CompactArena:
         """Columns of the tape, taken from the pool on first use."""
         if self._arena is None:
             if self.released:
@@ -278,15 +287,56 @@ class Tape:
                 )
             entry = self.push_input(read_cells(source, cells, size))
             if not self.detached and not source.detached:
-                entry.source, entry.cells = source, cells
+                source.link(entry, cells)
         entry.holder = holder
         return entry
+
+    def link(self, entry: Import, cells: Any) -> None:
+        """Say that the import `entry` of another tape stands for `cells` of this one.
+
+        Cells that this tape has imported itself are linked to where they come from, so that a value
+        used again and again keeps its own tape alive, and none of those in between.
+        """
+        if isinstance(cells, int):
+            at = bisect_right(self.imports, cells, key=_import_cell) - 1
+            if at >= 0:
+                origin = self.imports[at]
+                offset = cells - origin.cell
+                if offset + entry.size <= origin.size and origin.source is not None:
+                    entry.source = origin.source
+                    entry.cells = (
+                        origin.cells + offset
+                        if isinstance(origin.cells, int)
+                        else origin.cells[offset : offset + entry.size]
+                    )
+                    return
+                if entry.size == origin.size and offset == 0:
+                    entry.leaf = origin.leaf  # or neither, for a constant
+                    return
+        entry.source, entry.cells = self, cells
 
     def _may_rebind(self, holder: Any) -> bool:
         """Whether `holder` may move here for good: nobody still records where it was."""
         if self.detached or (self.recording is not None and holder.leaf is None):
             return False
         return holder.tape is None or not holder.tape.open
+
+    def outgrows(self, limit: int) -> bool:
+        """Whether the tape has more than `limit` cells, and imports are a small part of them."""
+        return self.next_cell > limit and self.next_cell > 4 * self.input_cells
+
+    def close(self) -> None:
+        """End the recording: leaves forget the tape, and a small one moves to a small arena."""
+        self.open = False
+        self.uncache()
+        if self.released:
+            return
+        if self.code:
+            self.flush()
+        arena = self._arena
+        if arena is not None and self.flushed_cell <= SMALL_CELLS:
+            self._arena = arena.compact(self.n, self.flushed_cell)
+            arena.give_back(self.n, self.flushed_cell)
 
     def uncache(self) -> None:
         """Let leaves forget their place in this tape, so that they do not keep it alive."""
@@ -327,8 +377,7 @@ def released_message() -> str:
 
 def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the values of a run (first cell) or of an array of cells, copied."""
-    check_usable(tape)
-    execute.evaluate(tape)
+    _look(tape)
     v = tape.arena.v.array
     if isinstance(cells, int):
         return v[cells : cells + size].copy()
@@ -338,11 +387,17 @@ def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np
 
 def read_cell(tape: Any, cell: int) -> float:
     """Return the value of one cell."""
-    check_usable(tape)
-    if cell >= tape.done_cell:
-        execute.evaluate(tape)
+    _look(tape)
     value: float = tape.arena.v.array.item(cell)
     return value
+
+
+def _look(tape: Tape) -> None:
+    """Bring the values of `tape` up to date."""
+    check_usable(tape)
+    execute.evaluate(tape)
+    if tape is recorder.tape and tape.outgrows(LOOK_CELLS):
+        recorder.turn_over()
 
 
 def check_usable(tape: Tape) -> None:
@@ -396,7 +451,7 @@ class Recorder(threading.local):
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""
-        if self.tape.next_cell > SEGMENT_CELLS:
+        if self.tape.outgrows(SEGMENT_CELLS):
             self.turn_over()
         return self.tape
 
@@ -409,8 +464,7 @@ class Recorder(threading.local):
         """Close the current tape and start a new one of the same kind."""
         old = self.tape
         self.tape = Tape(self.owner, old.detached, old.recording)
-        old.open = False
-        old.uncache()
+        old.close()
 
     def enter(self, *, detached: bool = False, recording: Recording | None = None) -> Tape:
         """Put the current tape aside and record on a new one; returns the old, for `leave`."""
@@ -426,8 +480,7 @@ class Recorder(threading.local):
         if inner.recording is not None and inner.recording is not outer.recording:
             self.recordings.pop()
         self.tape = outer
-        inner.open = False
-        inner.uncache()
+        inner.close()
 
 
 recorder = Recorder()

@@ -119,11 +119,6 @@ class ArrayView(Array, TrackedArray):
                     return
         assign(self, key, value)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "shape":
-            raise AttributeError(f"the shape cannot be set; use reshape{at_caller()}")
-        object.__setattr__(self, name, value)
-
     # In place: the result takes the place of the elements, in every view of the storage.
 
     def __iadd__(self, other: Any) -> Any:

@@ -155,10 +155,10 @@ def test_compact_is_a_copy_of_what_is_used(backing):
     arena.op.array[:3] = arena.a.array[:3] = arena.b.array[:3] = 0
     arena.v.array[:5] = 0
     arena.give_back(3, 5)
-    np.testing.assert_array_equal(code.op, np.array([1, 2, 3], np.uint8), strict=True)
-    np.testing.assert_array_equal(code.a, np.array([4, 5, 6], np.uint32), strict=True)
-    np.testing.assert_array_equal(code.b, np.array([7, 8, 2**32 - 1], np.uint32), strict=True)
-    np.testing.assert_array_equal(code.v, np.linspace(0, 1, 5), strict=True)
+    np.testing.assert_array_equal(code.op.array, np.array([1, 2, 3], np.uint8), strict=True)
+    np.testing.assert_array_equal(code.a.array, np.array([4, 5, 6], np.uint32), strict=True)
+    np.testing.assert_array_equal(code.b.array, np.array([7, 8, 2**32 - 1], np.uint32), strict=True)
+    np.testing.assert_array_equal(code.v.array, np.linspace(0, 1, 5), strict=True)
 
 
 def test_thousands_of_compact_tapes_share_one_arena():
@@ -171,7 +171,7 @@ def test_thousands_of_compact_tapes_share_one_arena():
         tapes.append(arena.compact(2, 3))
         arena.give_back(2, 3)
     assert len(module._arenas) == 1
-    assert all(tape.op[1] == i % 256 and tape.v[2] == i for i, tape in enumerate(tapes))
+    assert all(tape.op.array[1] == i % 256 and tape.v.array[2] == i for i, tape in enumerate(tapes))
 
 
 def test_the_pool_is_bounded_in_count():
