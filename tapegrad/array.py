@@ -212,13 +212,15 @@ class Array(Tracked):
     def __reduce__(self) -> Any:
         # A pickle holds the value, never the recording that it came from.
         requires_grad = self.leaf is not None and self.leaf.requires_grad
-        return UNPICKLE[0], (np.array(self.value, self.dtype), None, requires_grad)
+        return UNPICKLE[0], (np.array(self.value, self.dtype), requires_grad)
 
     def __copy__(self) -> Any:
         return self.copy()
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self.copy()
+        # The copy of a leaf is another leaf: what it is used for later is none of the first one's.
+        leaf = self.leaf
+        return self.copy() if leaf is None else UNPICKLE[0](leaf.value, leaf.requires_grad)
 
     # -- operators ---------------------------------------------------------------------------------
 
@@ -314,6 +316,14 @@ class Array(Tracked):
         """Maximum over the given axes; equal maxima share the gradient evenly."""
         return structural("max", self, axis=axis, keepdims=keepdims)
 
+    def all(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Whether all elements along the given axes are not zero: a decision, from the values."""
+        return np.all(self.value, axis=axis, keepdims=keepdims)
+
+    def any(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Whether any element along the given axes is not zero: a decision, from the values."""
+        return np.any(self.value, axis=axis, keepdims=keepdims)
+
     def cumsum(self, axis: Any = None) -> Any:
         """Cumulative sum along an axis, or of the flattened array."""
         x = self.ravel() if axis is None else self
@@ -351,17 +361,25 @@ class Array(Tracked):
     def _windowed(self) -> TrackedArray:
         raise NotImplementedError  # each kind has its own
 
+    def _view(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Return the view whose window is this one's, after a method of `Window`."""
+        x = self._windowed()
+        try:
+            window = getattr(x.window, method)(*args, **kwargs)
+        except (TypeError, ValueError) as error:  # AxisError is a ValueError
+            raise type(error)(f"{error}{at_caller()}") from None
+        return None if window is None else record.array(x.storage, window, x.dtype)
+
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Return the elements in another shape: a view where NumPy gives one."""
         if order != "C":
             raise NotImplementedError(f"reshape knows order='C' only{at_caller()}")
         if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
-            shape = tuple(shape[0])
-        x = self._windowed()
-        window = x.window.reshape(shape)
-        if window is not None:
-            return record.array(x.storage, window, x.dtype)
-        tape = recorder.current()
+            shape = shape[0]
+        view = self._view("reshape", shape)
+        if view is not None:
+            return view
+        x, tape = self._windowed(), recorder.current()
         return on_cells(tape, cells_of(tape, x).reshape(shape), x.dtype)
 
     def ravel(self) -> Any:
@@ -376,18 +394,15 @@ class Array(Tracked):
         """Return the view with axes permuted (reversed by default)."""
         if len(axes) == 1 and not isinstance(axes[0], (int, np.integer)):
             axes = axes[0] if axes[0] is None else tuple(axes[0])
-        x = self._windowed()
-        return record.array(x.storage, x.window.transpose(axes or None), x.dtype)
+        return self._view("transpose", axes or None)
 
     def swapaxes(self, axis1: int, axis2: int) -> Any:
         """Return the view with two axes interchanged."""
-        x = self._windowed()
-        return record.array(x.storage, x.window.swapaxes(axis1, axis2), x.dtype)
+        return self._view("swapaxes", axis1, axis2)
 
     def squeeze(self, axis: Any = None) -> Any:
         """Return the view without axes of length 1."""
-        x = self._windowed()
-        return record.array(x.storage, x.window.squeeze(axis), x.dtype)
+        return self._view("squeeze", axis)
 
     def copy(self) -> Any:
         """Return an array of the same elements that assignment to this one does not reach."""

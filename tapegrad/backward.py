@@ -10,6 +10,7 @@ import numpy as np
 from . import execute
 from .arena import give_back_adjoints, take_adjoints
 from .errors import NoGradientError, at_caller
+from .reach import reaches_leaf
 from .record import shape_of
 from .storage import Floats, Leaf, Tracked, TrackedArray, TrackedScalar
 from .tape import Import, Tape, check_usable, recorder
@@ -165,16 +166,5 @@ def requires_grad(y: Any) -> bool:
     if y.leaf is not None:
         needed: bool = y.leaf.requires_grad
         return needed
-    tape, _ = place_of(y)
-    seen, stack = set(), [tape]
-    while stack:
-        tape = stack.pop()
-        seen.add(tape.serial)
-        if tape.detached:
-            continue
-        for entry in tape.imports:
-            if entry.leaf is not None and entry.leaf.requires_grad:
-                return True
-            if entry.source is not None and entry.source.serial not in seen:
-                stack.append(entry.source)
-    return False
+    tape, cells = place_of(y)
+    return reaches_leaf(tape, cells, y.size)

@@ -54,8 +54,8 @@ def array(x: Any, dtype: Any = None, requires_grad: bool = True) -> Any:
     """
     if isinstance(x, Tracked):
         return x.copy() if dtype is None else x.astype(dtype)  # type: ignore[attr-defined]
-    if isinstance(x, (list, tuple)) and _holds_tracked(x):
-        gathered = _gather(x)
+    if isinstance(x, (list, tuple)) and record.holds_tracked(x):
+        gathered = gather(x)
         return gathered if dtype is None else gathered.astype(dtype)
     return leaf(real_values(x, dtype), requires_grad)
 
@@ -77,24 +77,19 @@ def real_values(x: Any, dtype: Any = None) -> Any:
     values = np.asarray(x)
     if dtype is None:
         python_ints = values.dtype.kind in "iu" and not isinstance(x, (np.ndarray, np.generic))
-        dtype = FLOAT64 if python_ints or values.dtype.kind == "O" else values.dtype
+        dtype = FLOAT64 if python_ints else values.dtype
     dtype = np.dtype(dtype)
-    if values.dtype.kind not in "fiu" or dtype not in (FLOAT64, FLOAT32):
-        what = values.dtype if values.dtype.kind not in "fiu" else dtype
+    real = values.dtype.kind in "fiub"
+    if not real or dtype not in (FLOAT64, FLOAT32):
+        fix = "convert with tg.array(x, dtype=float)" if real else "pass real numbers"
         raise TypeError(
-            f"values of dtype {what} have no derivative; tracked arrays are float64 or float32: "
-            f"convert with tg.array(x, dtype=float){at_caller()}"
+            f"values of dtype {dtype if real else values.dtype} have no derivative; tracked "
+            f"arrays are float64 or float32: {fix}{at_caller()}"
         )
     return np.array(values, dtype, order="C")
 
 
-def _holds_tracked(x: Any) -> bool:
-    if isinstance(x, (list, tuple)):
-        return any(_holds_tracked(item) for item in x)
-    return isinstance(x, Tracked)
-
-
-def _gather(x: Any) -> Any:
+def gather(x: Any) -> Any:
     """Return nested lists with tracked values in them as one array on their cells."""
     tape = recorder.current()
     dtypes: list[Any] = []
@@ -114,12 +109,14 @@ def _gather(x: Any) -> Any:
         if isinstance(item, Tracked):
             dtypes.append(FLOAT64)
             return np.asarray(cell_of(tape, item))
-        entry = tape.push_input(real_values(item))
-        shape = np.shape(item)
-        return np.arange(entry.cell, entry.cell + entry.size).reshape(shape)
+        values = np.asarray(item)
+        record.check_dtype(values.dtype)
+        dtypes.append(values.dtype)
+        entry = tape.push_input(values)
+        return np.arange(entry.cell, entry.cell + entry.size).reshape(values.shape)
 
     found = cells(x)
-    dtype = FLOAT32 if all(d == FLOAT32 for d in dtypes) else FLOAT64
+    dtype = FLOAT32 if np.result_type(*dtypes) == FLOAT32 else FLOAT64
     return on_cells(tape, found, dtype)
 
 
@@ -207,4 +204,12 @@ def no_grad() -> Iterator[None]:
         recorder.leave(outer)
 
 
-UNPICKLE.append(array)
+def unpickle(values: Any, requires_grad: bool) -> Any:
+    """Return the array that a pickle of one holds: a leaf."""
+    if values.dtype.kind == "f":
+        return leaf(values, requires_grad)
+    return leaf(values.astype(FLOAT64), requires_grad=False).astype(values.dtype)
+
+
+UNPICKLE.append(unpickle)
+record.classes.gather = gather

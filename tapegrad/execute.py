@@ -56,25 +56,26 @@ _compiled = Kernels(
     (reference.lanes_forward, reference.lanes_reverse),
     _COMPILED_SLICE,
 )
-_loaded = {"scalar": False, "lanes": False}
-_work = {"scalar": 0, "lanes": 0}
+FAMILIES = ("scalar", "lanes")
+_loaded = dict.fromkeys(FAMILIES, False)
+_work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
 _load_lock = threading.Lock()
 
 
 def kernels(family: str, work: int) -> Kernels:
-    """Return the executor for `work` more cells of scalar or array instructions."""
+    """Return the executor for the next slice of `work` more cells of scalar or array code."""
     if _forced:
         if _forced[-1] == "reference":
             return _reference
         load(family)
     if _loaded[family]:
         return _compiled
-    _work[family] += work
-    if _work[family] <= REFERENCE_WORK:
-        return _reference
-    load(family)
-    return _compiled
+    if _work[family] + work > REFERENCE_WORK:
+        load(family)
+        return _compiled
+    _work[family] += min(work, _REFERENCE_SLICE)
+    return _reference
 
 
 def load(family: str) -> None:

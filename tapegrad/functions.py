@@ -14,7 +14,8 @@ import numpy as np
 
 from . import record
 from .array import FUNCTIONS
-from .creation import array, full, ones, zeros
+from .creation import full, ones, zeros
+from .errors import at_caller
 from .host import structural
 from .indexing import gather, on_cells
 from .record import cells_of, elementwise, shape_of
@@ -40,13 +41,15 @@ def tracked(x: Any) -> Any:
     """Return array-like `x` as a tracked array or scalar; numbers become constants."""
     if isinstance(x, Tracked):
         return x
-    return array(x, requires_grad=False) if isinstance(x, (list, tuple)) else _constant(x)
+    known = record.operand(x)
+    if known is NotImplemented:
+        raise TypeError(f"expected numbers or arrays, got a {type(x).__name__}{at_caller()}")
+    return known if isinstance(known, Tracked) else _constant(known)
 
 
 def _constant(x: Any) -> Any:
     tape = recorder.current()
     values = np.asarray(x)
-    record.check_dtype(values.dtype)
     entry = tape.push_input(values)
     storage = Storage(tape, entry.cell, values.size)
     dtype = record.FLOAT32 if values.dtype == np.float32 else record.FLOAT64
@@ -98,8 +101,7 @@ def reshape(a: Any, shape: Any = None, order: str = "C", **kwargs: Any) -> Any:
 
 def _windowed(method: str) -> Function:
     def ours(a: Any, *args: Any, **kwargs: Any) -> Any:
-        x = a._windowed()
-        return record.array(x.storage, getattr(x.window, method)(*args, **kwargs), x.dtype)
+        return a._view(method, *args, **kwargs)
 
     ours.__doc__ = f"{method}: a view, as NumPy's is."
     return ours
@@ -115,9 +117,7 @@ for _function, _name in (
 @implements(np.broadcast_to)
 def broadcast_to(array: Any, shape: Any, subok: bool = False) -> Any:
     """Return a view of the given shape."""
-    x = array._windowed()
-    shape = tuple(shape) if np.iterable(shape) else (shape,)
-    return record.array(x.storage, x.window.broadcast_to(shape), x.dtype)
+    return tracked(array)._view("broadcast_to", shape)
 
 
 @implements(np.broadcast_arrays)
@@ -198,7 +198,8 @@ def _reduction(name: str) -> Function:
         keepdims = kwargs.pop("keepdims", False)
         if out is not None or kwargs or dtype not in (None, float, np.float64):
             raise NotImplementedError(
-                f"np.{name} of tracked values takes axis= and keepdims= only"
+                f"np.{name} of tracked values takes axis= and keepdims= only; use np.where to "
+                f"leave elements out{at_caller()}"
             )
         return getattr(tracked(a), name)(axis=axis, keepdims=bool(keepdims))
 
@@ -224,7 +225,7 @@ def where(condition: Any, *branches: Any) -> Any:
     x, y = branches
     result = elementwise("where", condition, x, y)
     if result is NotImplemented:
-        raise TypeError("np.where of tracked values takes numbers and arrays")
+        raise TypeError(f"np.where of tracked values takes numbers and arrays{at_caller()}")
     return result
 
 
@@ -233,7 +234,9 @@ def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **kwargs
     """Limit values; the gradient is 1 inside, 0 outside, 1/2 at a bound."""
     low, high = kwargs.pop("min", a_min), kwargs.pop("max", a_max)
     if out is not None or kwargs:
-        raise NotImplementedError("np.clip of tracked values takes the bounds only")
+        raise NotImplementedError(
+            f"np.clip of tracked values takes the bounds only{at_caller()}"
+        )
     return tracked(a).clip(low, high)
 
 
@@ -250,7 +253,10 @@ def dot(a: Any, b: Any, out: Any = None) -> Any:
 def inner(a: Any, b: Any, /) -> Any:
     """Return the inner product of two vectors."""
     if len(shape_of(a)) > 1 or len(shape_of(b)) > 1:
-        raise NotImplementedError("np.inner and np.vdot of tracked values take vectors only")
+        raise NotImplementedError(
+            "np.inner and np.vdot of tracked values take vectors only; use @ for matrices"
+            + at_caller()
+        )
     return tracked(a).dot(b)
 
 

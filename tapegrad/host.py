@@ -13,7 +13,19 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 from .errors import at_caller
 from .kernels.opcodes import HOST
-from .record import FLOAT32, FLOAT64, cell_of, cells_of, elementwise, operand, promote, run, shape_of
+from .record import (
+    BOOL,
+    FLOAT32,
+    FLOAT64,
+    INT64,
+    cell_of,
+    cells_of,
+    elementwise,
+    operand,
+    promote,
+    run,
+    shape_of,
+)
 from .storage import Floats, TrackedArray, TrackedScalar
 from .tape import Tape, recorder
 from .window import Shape, Window, broadcast_shapes
@@ -105,10 +117,12 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
         bad = next(x for x, y in zip(operands, known, strict=True) if y is NotImplemented)
         raise TypeError(f"{name} does not take a {type(bad).__name__}{at_caller()}")
     row = STRUCTURAL[name]
+    if "axis" in params:
+        params["axis"] = _axes(name, params["axis"], len(shape_of(known[0])))
     shape = result_shape(name, [shape_of(x) for x in known], params)
     dtype = promote(known)
     if dtype.kind in "biu":
-        dtype = FLOAT64
+        dtype = dtype if dtype is BOOL and name in ("min", "max") else INT64
     tape = recorder.current()
     places = [HostOperand(tape, x) for x in known]
     tape.hosts.append(HostCall(row, places, params, shape))
@@ -119,6 +133,20 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
         out.dtype = FLOAT64
         return elementwise("float32", out)
     return out
+
+
+def _axes(name: str, axis: Any, ndim: int) -> Any:
+    """Return an axis argument in the one form that rules run on: no sweep may stumble over it.
+
+    That is a tuple of integers from 0 for reductions, and an integer for scans.
+    """
+    if axis is None:
+        return tuple(range(ndim))
+    try:
+        axes = normalize_axis_tuple(axis, ndim)
+    except (TypeError, ValueError) as error:  # AxisError is a ValueError
+        raise type(error)(f"{name}: axis={axis!r}: {error}{at_caller()}") from None
+    return axes[0] if name in ("cumsum", "cumprod") else axes
 
 
 def result_shape(name: str, shapes: list[Shape], params: dict[str, Any]) -> Shape:
@@ -134,8 +162,7 @@ def result_shape(name: str, shapes: list[Shape], params: dict[str, Any]) -> Shap
     if name == "matmul":
         return _matmul_shape(*shapes)
     (shape,) = shapes
-    axis = params["axis"]
-    axes = range(len(shape)) if axis is None else normalize_axis_tuple(axis, len(shape))
+    axes = params["axis"]
     if name in ("cumsum", "cumprod"):
         return shape
     if name in ("min", "max") and any(shape[i] == 0 for i in axes):
@@ -160,5 +187,8 @@ def _matmul_shape(x: Shape, y: Shape) -> Shape:
             f"matmul: operands of shapes {x} and {y} do not match: {x[-1]} columns against "
             f"{inner} rows{at_caller()}"
         )
-    stack = broadcast_shapes(x[:-2], y[:-2])
+    try:
+        stack = broadcast_shapes(x[:-2], y[:-2])
+    except ValueError as error:
+        raise ValueError(f"matmul, leading axes: {error}{at_caller()}") from None
     return stack + x[-2:-1] + (y[-1:] if len(y) > 1 else ())

@@ -29,10 +29,11 @@ _LOGICAL = {"add": "logical_or", "multiply": "logical_and"}  # what NumPy does f
 
 
 class _Classes:
-    """The public array classes, which `tapegrad.array` puts here: results are made of them."""
+    """The public array classes, which their modules put here: results are made of them."""
 
     scalar: type[Any]
     array: type[Any]
+    gather: Callable[[Any], Any]  # what makes an array of nested lists of tracked values
 
 
 classes = _Classes()
@@ -82,6 +83,8 @@ def operand(x: Any) -> Any:
     if kind is float or kind is int or kind is bool:
         return x
     if isinstance(x, (list, tuple)):
+        if holds_tracked(x):
+            return classes.gather(x)
         x = np.asarray(x)
     if isinstance(x, (np.ndarray, np.generic)):
         check_dtype(x.dtype)
@@ -89,6 +92,13 @@ def operand(x: Any) -> Any:
     if isinstance(x, (float, int)):
         return float(x)
     return NotImplemented
+
+
+def holds_tracked(x: Any) -> bool:
+    """Whether nested lists or tuples hold a tracked value."""
+    if isinstance(x, (list, tuple)):
+        return any(holds_tracked(item) for item in x)
+    return isinstance(x, Tracked)
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
@@ -213,7 +223,10 @@ def elementwise(row: str, *operands: Any) -> Any:
         )
     if dtype == FLOAT32:
         known = [float(np.float32(x)) if type(x) in (float, int) else x for x in known]
-    shape = broadcast_shapes(*[shape_of(x) for x in known])
+    try:
+        shape = broadcast_shapes(*[shape_of(x) for x in known])
+    except ValueError as error:
+        raise ValueError(f"{row}: {error}{at_caller()}") from None
     if shape == ():
         cell = _scalar_instruction(tape, row, known)
         if dtype == FLOAT32 and row != "float32":

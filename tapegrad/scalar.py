@@ -18,7 +18,7 @@ import numpy as np
 
 from . import record
 from .array import Array
-from .errors import at_caller
+from .indexing import get
 from .kernels.opcodes import ROWS, UFUNCS
 from .record import BOOL, FLOAT64, array, elementwise
 from .storage import Storage, TrackedArray, TrackedScalar
@@ -206,11 +206,9 @@ class Scalar(Array, TrackedScalar):
         return array_ufunc(ufunc, method, inputs, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        if key == () or key is Ellipsis:
+        if key is Ellipsis or (isinstance(key, tuple) and key in ((), (Ellipsis,))):
             return self
-        if key is None or key == (None,):
-            return self._windowed().window and self.reshape(1)
-        raise IndexError(f"invalid index to scalar variable: a tracked scalar has no axes{at_caller()}")
+        return get(self._windowed(), key)
 
     def __len__(self) -> int:
         raise TypeError("len() of unsized object")

@@ -11,13 +11,15 @@ from .errors import NotDifferentiableError, at_caller
 from .host import structural
 from .indexing import assign
 from .kernels.opcodes import MULTI_UFUNCS, UFUNCS
-from .record import elementwise, shape_of
+from .record import FLOAT64, elementwise, operand, promote, shape_of
 from .storage import Tracked, TrackedArray
 
 
 def power(x: Any, y: Any) -> Any:
     """Record ``x ** y``; a constant integer exponent is exact and cheap."""
     if isinstance(y, (int, np.integer)) and not isinstance(y, bool):
+        if isinstance(y, np.integer) and promote((x, y)) == FLOAT64:
+            x = x.astype(FLOAT64)  # NumPy's integers are not weak: float32 ** int64 is float64
         if y == 2:
             return elementwise("square", x)
         return elementwise("integer_power", x, int(y))
@@ -65,12 +67,19 @@ def array_ufunc(ufunc: Any, method: str, inputs: Any, kwargs: dict[str, Any]) ->
             raise _unsupported(f"np.{ufunc.__name__} with {', '.join(kwargs)}=")
         result = _call(ufunc, inputs)
     elif method in ("reduce", "accumulate", "outer"):
+        if where is not True:
+            raise _unsupported(f"np.{ufunc.__name__}.{method} with where=")
         result = _method(ufunc, method, inputs, kwargs)
     else:
         raise _unsupported(f"np.{ufunc.__name__}.{method}")
     if result is NotImplemented:
         return result
     if dtype is not None and result.dtype != np.dtype(dtype):
+        if np.dtype(dtype).kind != result.dtype.kind:
+            raise TypeError(
+                f"np.{ufunc.__name__}(..., dtype={np.dtype(dtype)}): the result is "
+                f"{result.dtype}; convert it with .astype{at_caller()}"
+            )
         result = result.astype(dtype)
     if out is None:
         if where is not True:
@@ -101,7 +110,7 @@ def _method(ufunc: Any, method: str, inputs: Any, kwargs: dict[str, Any]) -> Any
     if method == "outer":
         if ufunc.nin != 2 or kwargs:
             raise _unsupported(f"np.{ufunc.__name__}.outer")
-        x, y = inputs
+        x, y = [operand(x) for x in inputs]
         x_shape, y_shape = shape_of(x), shape_of(y)
         if isinstance(x, TrackedArray) or isinstance(x, np.ndarray):
             x = x.reshape(x_shape + (1,) * len(y_shape))  # type: ignore[union-attr]
