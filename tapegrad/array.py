@@ -279,18 +279,18 @@ class Array(Tracked):
         return elementwise("ceil", self)
 
     def __and__(self, other: Any) -> Any:
-        return np.bitwise_and(self, other)  # type: ignore[call-overload]
+        return np.bitwise_and(self, other)
 
     def __or__(self, other: Any) -> Any:
-        return np.bitwise_or(self, other)  # type: ignore[call-overload]
+        return np.bitwise_or(self, other)
 
     def __xor__(self, other: Any) -> Any:
-        return np.bitwise_xor(self, other)  # type: ignore[call-overload]
+        return np.bitwise_xor(self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def __invert__(self) -> Any:
-        return np.invert(self)  # type: ignore[call-overload]
+        return np.invert(self)
 
     # -- reductions and products ---------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Array(Tracked):
     def transpose(self, *axes: Any) -> Any:
         """Return the view with axes permuted (reversed by default)."""
         if len(axes) == 1 and not isinstance(axes[0], (int, np.integer)):
-            axes = axes[0] if axes[0] is None else tuple(axes[0])
+            axes = () if axes[0] is None else tuple(axes[0])
         return self._view("transpose", axes or None)
 
     def swapaxes(self, axis1: int, axis2: int) -> Any:
@@ -421,7 +421,7 @@ class Array(Tracked):
         if target == self.dtype:
             return self.copy()
         if target == FLOAT64:
-            out = self._windowed().copy()
+            out = self.copy()._windowed()
             return record.array(out.storage, out.window, FLOAT64)[()]
         if target == FLOAT32:
             return elementwise("float32", self)

@@ -162,7 +162,7 @@ def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import
 
 
 def requires_grad(y: Any) -> bool:
-    """Whether some leaf that requires a gradient is reached from `y` (see `Array.requires_grad`)."""
+    """Whether a leaf that requires a gradient is reached from `y` (see `Array.requires_grad`)."""
     if y.leaf is not None:
         needed: bool = y.leaf.requires_grad
         return needed

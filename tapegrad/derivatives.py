@@ -338,9 +338,7 @@ def _rows(call: _Call, output: Any) -> list[Any]:
     shape = record.shape_of(output)
     size = int(np.prod(shape))
     leaves = [leaf for argument in call.arguments for leaf in argument.leaves]
-    blocks = {
-        id(leaf): np.zeros((size, leaf.value.size), leaf.value.dtype) for leaf in leaves
-    }
+    blocks = {id(leaf): np.zeros((size, leaf.value.size), leaf.value.dtype) for leaf in leaves}
     seed = np.zeros(size)
     for i in range(size):
         seed[i] = 1.0

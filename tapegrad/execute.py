@@ -188,9 +188,7 @@ def reverse(tape: Tape, g: Floats, top: int, strict: bool = False) -> None:
         else:
             run = kernels("scalar", min(position, cell))
             stop = max(0, position - run.slice)
-            position, cell = run.scalar_reverse(
-                op, a, b, k, v, g, position, stop, cell, strict
-            )
+            position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
 
 
 def _first_block_above(tape: Tape, top: int) -> tuple[int, int]:

@@ -68,12 +68,13 @@ def _rearranged(function: Any) -> Function:
     return ours
 
 
-for _function in (
+_REARRANGING: tuple[Any, ...] = (
     np.flip, np.fliplr, np.flipud, np.roll, np.rot90, np.repeat, np.tile, np.take,
     np.take_along_axis, np.diagonal, np.delete, np.compress, np.extract, np.resize, np.broadcast_to,
     np.moveaxis, np.rollaxis, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d,
     np.transpose, np.swapaxes, np.squeeze, np.ravel, np.reshape,
-):  # fmt: skip
+)  # fmt: skip
+for _function in _REARRANGING:
     FUNCTIONS[_function] = _rearranged(_function)
 
 
@@ -234,9 +235,7 @@ def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **kwargs
     """Limit values; the gradient is 1 inside, 0 outside, 1/2 at a bound."""
     low, high = kwargs.pop("min", a_min), kwargs.pop("max", a_max)
     if out is not None or kwargs:
-        raise NotImplementedError(
-            f"np.clip of tracked values takes the bounds only{at_caller()}"
-        )
+        raise NotImplementedError(f"np.clip of tracked values takes the bounds only{at_caller()}")
     return tracked(a).clip(low, high)
 
 
@@ -350,8 +349,6 @@ FUNCTIONS[np.shape] = lambda a: a.shape
 FUNCTIONS[np.ndim] = lambda a: a.ndim
 FUNCTIONS[np.size] = lambda a, axis=None: a.size if axis is None else a.shape[axis]
 FUNCTIONS[np.result_type] = lambda *xs: np.result_type(*[getattr(x, "dtype", x) for x in xs])
-FUNCTIONS[np.can_cast] = lambda a, to, casting="safe": np.can_cast(
-    getattr(a, "dtype", a), to, casting
-)
+FUNCTIONS[np.can_cast] = lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting)
 
 __all__ = ["FUNCTIONS", "TrackedArray", "implements"]

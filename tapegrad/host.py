@@ -167,8 +167,7 @@ def result_shape(name: str, shapes: list[Shape], params: dict[str, Any]) -> Shap
         return shape
     if name in ("min", "max") and any(shape[i] == 0 for i in axes):
         raise ValueError(
-            f"zero-size array to reduction operation {name}imum which has no identity"
-            f"{at_caller()}"
+            f"zero-size array to reduction operation {name}imum which has no identity{at_caller()}"
         )
     if params["keepdims"]:
         return tuple([1 if i in axes else n for i, n in enumerate(shape)])

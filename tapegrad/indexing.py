@@ -28,9 +28,9 @@ from .window import Window
 def get(x: TrackedArray, key: Any) -> Any:
     """Return ``x[key]``: a scalar, a view, or (fancy keys) an array on the same cells."""
     key = plain_key(key)
-    window = x.window.basic(key)
+    window, where = _select(x.window, key)
     if window is None:
-        return gather(x, positions(x.window, key))
+        return gather(x, where)
     if window.shape or _has_ellipsis(key):
         return array(x.storage, window, x.dtype)
     tape = recorder.current()
@@ -38,6 +38,15 @@ def get(x: TrackedArray, key: Any) -> Any:
     position = window.offset
     cell = storage.base + position if storage.index is None else storage.peek(position)
     return scalar(tape, cell, x.dtype)
+
+
+def _select(window: Window, key: Any) -> tuple[Window | None, Any]:
+    """Return what a key selects: a window, or (fancy keys) None and positions in the storage."""
+    try:
+        target = window.basic(key)
+        return target, positions(window, key) if target is None else None
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"{error}{at_caller()}") from None
 
 
 def gather(x: TrackedArray, where: np.ndarray[Any, Any]) -> Any:
@@ -126,9 +135,8 @@ def assign(x: TrackedArray, key: Any, value: Any) -> None:
     value = operand(value)
     if value is NotImplemented:
         raise TypeError(f"cannot assign this object to elements of a tracked array{at_caller()}")
-    target = x.window.basic(key)
-    where = None if target is not None else positions(x.window, key)
-    shape = target.shape if target is not None else where.shape  # type: ignore[union-attr]
+    target, where = _select(x.window, key)
+    shape = where.shape if target is None else target.shape
     value_shape = shape_of(value)
     if value_shape != shape and not _fits(value_shape, shape):
         raise ValueError(
@@ -201,20 +209,24 @@ def _fits(value: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         if any(n != 1 for n in value[:extra]):
             return False
         value = value[extra:]
-    return all(
-        n in (1, m) for n, m in zip(value, shape[len(shape) - len(value) :], strict=True)
-    )
+    return all(n in (1, m) for n, m in zip(value, shape[len(shape) - len(value) :], strict=True))
 
 
 def _in_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return `value` rounded to float32 where a float32 array takes it."""
+    """Return `value` as an array of `dtype` takes it: rounded to float32, or to an integer."""
     if dtype == FLOAT32:
         if isinstance(value, Tracked):
             return elementwise("float32", value) if dtype_of(value) != FLOAT32 else value
         return np.asarray(value, np.float32) if isinstance(value, np.ndarray) else np.float32(value)
-    if dtype != FLOAT64 and isinstance(value, Tracked) and dtype_of(value) != dtype:
+    if dtype == FLOAT64:
+        return value
+    if not isinstance(value, Tracked):
+        values = np.asarray(value).astype(dtype)
+        return values if values.ndim else values.item()
+    if dtype_of(value) != dtype:
         raise TypeError(
-            f"cannot assign {dtype_of(value)} values to a tracked {dtype} array{at_caller()}"
+            f"cannot assign {dtype_of(value)} values to a tracked {dtype} array; convert them "
+            f"with .astype({dtype}){at_caller()}"
         )
     return value
 

@@ -138,8 +138,8 @@ def _leads_on(tape: Tape) -> bool:
     )
 
 
-# Where scalar instructions keep the cells of operands x, y, z: in column a, in column b, or in the a
-# of the CARRY before (c); a constant operand (-) is no cell.
+# Where scalar instructions keep the cells of operands x, y, z: in column a, in column b, or in the
+# column a of the CARRY before (c); a constant operand (-) is no cell.
 _COLUMNS = {UNARY: "a", BINARY: "ab", BINARY_XK: "a-", BINARY_KX: "-a", TERNARY: "cab"}
 
 

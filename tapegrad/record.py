@@ -119,7 +119,8 @@ def shape_of(x: Any) -> Shape:
     if isinstance(x, TrackedArray):
         return x.window.shape
     if isinstance(x, np.ndarray):
-        return x.shape
+        shape: Shape = x.shape
+        return shape
     return ()
 
 
@@ -287,5 +288,3 @@ def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
     value = x.item() if isinstance(x, np.ndarray) else x
     return CONSTANT, tape.constant(float(value)), (0,) * len(shape)
 
-
-Recorded = Callable[..., Any]

@@ -19,7 +19,7 @@ import numpy as np
 from . import record
 from .array import Array
 from .indexing import get
-from .kernels.opcodes import ROWS, UFUNCS
+from .kernels.opcodes import NONDIFF, RESULT, ROWS, UFUNCS
 from .record import BOOL, FLOAT64, array, elementwise
 from .storage import Storage, TrackedArray, TrackedScalar
 from .tape import read_cell, recorder
@@ -167,9 +167,7 @@ class Scalar(Array, TrackedScalar):
 
     def _windowed(self) -> TrackedArray:
         tape = recorder.current()
-        view: TrackedArray = array(
-            Storage(tape, record.cell_of(tape, self), 1), _POINT, FLOAT64
-        )
+        view: TrackedArray = array(Storage(tape, record.cell_of(tape, self), 1), _POINT, FLOAT64)
         return view
 
     def copy(self) -> Any:
@@ -241,11 +239,11 @@ def _short_cuts() -> None:
     for name, row in UFUNCS.items():
         ufunc = getattr(np, name, None)
         op, op_constant, _ = ROWS[row]
-        if not isinstance(ufunc, np.ufunc) or ufunc is np.power or op < 0 or row in record.RESULT:
+        if not isinstance(ufunc, np.ufunc) or ufunc is np.power or op < 0 or row in RESULT:
             continue
-        if ufunc.nin == 1 and row not in record.NONDIFF:
+        if ufunc.nin == 1 and row not in NONDIFF:
             _UNARY_UFUNCS[ufunc] = op
-        elif ufunc.nin == 2 and op_constant >= 0 and row not in record.NONDIFF:
+        elif ufunc.nin == 2 and op_constant >= 0 and row not in NONDIFF:
             _BINARY_UFUNCS[ufunc] = _binary(row)
 
 

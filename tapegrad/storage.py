@@ -53,6 +53,7 @@ class TrackedScalar(Tracked):
 
     tape: Tape | None
     cell: int
+    _leaf: Leaf
 
     @property
     def leaf(self) -> Leaf | None:

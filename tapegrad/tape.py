@@ -282,8 +282,7 @@ class Tape:
             if source.recording is not None and source.recording in recorder.recordings[:-1]:
                 raise NotImplementedError(
                     "the value of an enclosing tg.grad, tg.vjp or tg.jacobian was used inside "
-                    "another one: derivatives of derivatives are not implemented yet"
-                    + at_caller()
+                    "another one: derivatives of derivatives are not implemented yet" + at_caller()
                 )
             entry = self.push_input(read_cells(source, cells, size))
             if not self.detached and not source.detached:
@@ -334,7 +333,7 @@ class Tape:
         if self.code:
             self.flush()
         arena = self._arena
-        if arena is not None and self.flushed_cell <= SMALL_CELLS:
+        if isinstance(arena, Arena) and self.flushed_cell <= SMALL_CELLS:
             self._arena = arena.compact(self.n, self.flushed_cell)
             arena.give_back(self.n, self.flushed_cell)
 

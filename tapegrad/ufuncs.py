@@ -25,9 +25,7 @@ def power(x: Any, y: Any) -> Any:
         return elementwise("integer_power", x, int(y))
     if type(y) is float and y in (2.0, 0.5, -1.0, 1.0):
         # NumPy's own short cuts for arrays
-        return elementwise(
-            {2.0: "square", 0.5: "sqrt", -1.0: "reciprocal", 1.0: "positive"}[y], x
-        )
+        return elementwise({2.0: "square", 0.5: "sqrt", -1.0: "reciprocal", 1.0: "positive"}[y], x)
     return elementwise("power", x, y)
 
 

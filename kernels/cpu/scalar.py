@@ -166,7 +166,7 @@ def frexp_exponent(x: float) -> float:
 @helper
 def ldexp(x: float, y: float) -> float:
     """Return x * 2**y for an integer y."""
-    return scale(x, int(min(max(y, -2200.0), 2200.0)))
+    return nan if isnan(y) else scale(x, int(min(max(y, -2200.0), 2200.0)))
 
 
 @helper
@@ -318,8 +318,8 @@ def polygamma(n: float, x: float) -> float:
     """Return the n-th derivative of digamma at x, for an integer n >= 0."""
     if n == 0.0:
         return digamma(x)
-    if not n > 0.0 or n != floor(n) or isnan(x):
-        return nan
+    if not 0.0 < n <= 150.0 or n != floor(n) or isnan(x):
+        return nan  # Beyond order 150 the factorial leaves the range of floats.
     sign = 1.0 if n % 2.0 == 1.0 else -1.0
     s = n + 1.0
     if isinf(x):
@@ -351,8 +351,8 @@ def sinc_derivative(n: float, x: float) -> float:
     It is pi**n times the integral of t**n cos(pi x t + n pi / 2) over t from 0 to 1: a power series
     near zero, and beyond that the recurrence u f(n) + n f(n-1) = sin(u + n pi / 2) at u = pi x.
     """
-    if not n >= 0.0 or n != floor(n) or isnan(x) or isinf(x):
-        return nan
+    if not 0.0 <= n <= 150.0 or n != floor(n) or isnan(x) or isinf(x):
+        return nan  # The bound on the order bounds the loops.
     u = pi * x
     if abs(u) < n + 2.0:
         odd = n % 2.0
@@ -366,13 +366,12 @@ def sinc_derivative(n: float, x: float) -> float:
         derivative = total if (n + odd) % 4.0 == 0.0 else -total
     else:
         derivative = sin(u) / u
-        m = 1.0
+        m = 1.0  # sin(u + m pi / 2) runs through sin, cos, -sin, -cos.
         while m <= n:
             quarter = m % 4.0
             wave = cos(u) if m % 2.0 == 1.0 else sin(u)
             derivative = ((wave if quarter < 2.0 else -wave) - m * derivative) / u
             m += 1.0
-        # sin(u + m pi / 2) runs through sin, cos, -sin, -cos.
     return power(pi, n) * derivative
 
 
