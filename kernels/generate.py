@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tapegrad.kernels.emit import numbering, opcodes, rules, scalar
+from tapegrad.kernels.emit import lanes, numbering, opcodes, rules, scalar
 from tapegrad.ops.table import TABLE
 
 KERNELS = Path(__file__).parent
@@ -22,6 +22,7 @@ def outputs() -> dict[Path, str]:
     return {
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
+        KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
     }
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if check:
             print(f"stale: {path}; run python -m tapegrad.kernels.generate", file=sys.stderr)
         else:
-            path.write_text(text, encoding="utf-8", newline="\n")
+            path.write_bytes(text.encode())
             print(f"wrote {path}")
     return 1 if check and stale else 0
 

@@ -806,7 +806,6 @@ UFUNCS: dict[str, str] = {
     "floor": "floor",
     "ceil": "ceil",
     "trunc": "trunc",
-    "fix": "trunc",
     "rint": "rint",
     "remainder": "remainder",
     "fmod": "fmod",

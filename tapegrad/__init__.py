@@ -6,11 +6,17 @@
 array([0.        , 1.38177329])
 """
 
-from . import functions, view  # they register what results are made of, and NumPy's functions
+from . import (
+    functions,
+    special,
+    view,
+)  # they register what results are made of, and NumPy's functions
 from .array import Array
+from .checking import GradientCheck, check_gradients
 from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros
 from .derivatives import grad, jacobian, value_and_grad, vjp
 from .errors import (
+    GradientMismatch,
     LostGradientError,
     NoGradientError,
     NotDifferentiableError,
@@ -26,6 +32,8 @@ del functions, view
 
 __all__ = [
     "Array",
+    "GradientCheck",
+    "GradientMismatch",
     "LostGradientError",
     "NoGradientError",
     "NotDifferentiableError",
@@ -33,6 +41,7 @@ __all__ = [
     "TapeGradError",
     "ThreadError",
     "array",
+    "check_gradients",
     "constant",
     "executor",
     "full",
@@ -40,6 +49,7 @@ __all__ = [
     "jacobian",
     "no_grad",
     "ones",
+    "special",
     "stop_gradient",
     "value_and_grad",
     "vjp",

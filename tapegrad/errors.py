@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _KERNELS = os.path.join(os.path.dirname(os.path.dirname(_PACKAGE)), "kernels") + os.sep
@@ -36,6 +37,20 @@ class ThreadError(TapeGradError, RuntimeError):
 
 class NoGradientError(TapeGradError, RuntimeError):
     """``backward`` was called on a value that depends on nothing that requires a gradient."""
+
+
+class GradientMismatch(TapeGradError, AssertionError):
+    """A derivative differs from the numerical one (see `tapegrad.check_gradients`).
+
+    Attributes
+    ----------
+    faults : list of Fault
+        The operations found at fault; may be empty.
+    """
+
+    def __init__(self, message: str, faults: list[Any] | None = None) -> None:
+        super().__init__(message)
+        self.faults = faults or []
 
 
 def caller() -> tuple[str, int]:

@@ -126,7 +126,7 @@ class _Marks:
         for position in range(len(_COLUMNS[KINDS[row]])):
             at += 2 + ndim
             kind, offset, *strides = d[at : at + 2 + ndim].tolist()
-            if kind in (CELLS, INDEXED) and position in _FLOWS[row]:
+            if kind in (CELLS, INDEXED) and position in FLOWS[row]:
                 places = Window(offset, shape, tuple(strides)).cells().ravel()[lanes]
                 self.array[self.tape.x.array()[places] if kind == INDEXED else places] = True
 
@@ -154,9 +154,9 @@ def _flows(op: int) -> tuple[int, ...]:
 def _flows_by(column: str) -> bytes:
     """Return, by opcode, whether a derivative flows to the cell in a column."""
     return bytes(
-        [any(_COLUMNS[KINDS[op]][i] == column for i in _FLOWS[op]) for op in range(len(KINDS))]
+        [any(_COLUMNS[KINDS[op]][i] == column for i in FLOWS[op]) for op in range(len(KINDS))]
     )
 
 
-_FLOWS = [_flows(op) for op in range(len(KINDS))]
+FLOWS = [_flows(op) for op in range(len(KINDS))]
 _IN_A, _IN_B, _IN_CARRY = map(_flows_by, "abc")

@@ -13,6 +13,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad import execute
+from tapegrad.ops.structural import STRUCTURAL
 from tapegrad.tape import recorder
 
 
@@ -185,17 +186,26 @@ def test_without_a_writable_cache_directory_it_works_and_says_so_once(tmp_path):
     assert err.count("no writable cache directory") == 1
 
 
-def test_the_matrices_of_a_linear_network_meet_vectors_only(monkeypatch):
-    products = []
-    original = np.matmul
+class Counting(np.ndarray):
+    """An ndarray that notes the shapes of the products that it takes part in."""
 
-    def counting(a, b, *args, **kwargs):
-        products.append(np.shape(a)[:-1] + np.shape(b)[1:])
-        return original(a, b, *args, **kwargs)
+    products: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        plain = [np.asarray(x) for x in inputs]
+        if ufunc is np.matmul:
+            self.products.append((plain[0].shape, plain[1].shape))
+        return getattr(ufunc, method)(*plain, **kwargs).view(Counting)
+
+
+def test_a_linear_network_is_swept_by_products_of_vectors_only(monkeypatch):
+    row = STRUCTURAL["matmul"]
+    rule = row.vjp
+    monkeypatch.setattr(
+        row, "vjp", lambda *args: rule(*[np.asarray(x).view(Counting) for x in args])
+    )
     rng = np.random.default_rng(0)
-    v, x = rng.normal(size=2), rng.normal(size=2)
-    t = 0.7
+    v, x, t = rng.normal(size=2), rng.normal(size=2), 0.7
     counts = []
     for depth in (2, 4, 8):
         weights = [rng.normal(size=(2, 2)) for _ in range(depth)]
@@ -207,22 +217,16 @@ def test_the_matrices_of_a_linear_network_meet_vectors_only(monkeypatch):
             y = y @ x
             return (y - t) ** 2 / 2
 
-        expected = []
-        left = v
         rights = [x]
         for w in reversed(weights):
             rights.append(w @ rights[-1])
         rights.reverse()
-        y = v @ rights[0]
-        for w, right in zip(weights, rights[1:], strict=True):
-            expected.append((y - t) * np.outer(left, right))
+        left, y = v, v @ rights[0]
+        Counting.products.clear()
+        gradients = tg.grad(loss)(weights)
+        for gradient, w, right in zip(gradients, weights, rights[1:], strict=True):
+            np.testing.assert_allclose(gradient, (y - t) * np.outer(left, right), rtol=1e-13)
             left = left @ w
-        products.clear()
-        with monkeypatch.context() as m:
-            m.setattr(np, "matmul", counting)
-            gradients = tg.grad(loss)(weights)
-        for g, e in zip(gradients, expected, strict=True):
-            np.testing.assert_allclose(g, e, rtol=1e-13)
-        counts.append(len(products))
-        assert all(len(shape) <= 1 or 1 in shape for shape in products), products
-    assert counts[1] - counts[0] == (counts[2] - counts[1]) / 2 > 0
+        assert all(len(a) == 1 or len(b) == 1 for a, b in Counting.products)
+        counts.append(len(Counting.products))
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0]) > 0

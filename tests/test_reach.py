@@ -131,7 +131,9 @@ def test_arguments_of_a_transform_require_a_gradient():
     seen = []
 
     def f(x, c):
-        seen.extend([(x * c).requires_grad, (c * c).requires_grad, tg.stop_gradient(x).requires_grad])
+        seen.extend(
+            [(x * c).requires_grad, (c * c).requires_grad, tg.stop_gradient(x).requires_grad]
+        )
         return np.sum(x * c)
 
     tg.grad(f)(np.ones(3), tg.constant(np.ones(3)))

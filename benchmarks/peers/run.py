@@ -252,7 +252,7 @@ def show(comparison: Comparison) -> None:
         memory = [f"{v / 1e6:.0f}" for v in row.memory.values()] or ["", ""]
         print(
             f"{row.peer:14} {row.function:8} {row.wall * 1e3:10.4f} {row.cpu * 1e3:10.4f} "
-            f"{row.best_cpu * 1e3:10.4f} {row.ns_per_operation:9.2f} {row.ratio:9.3f} {own:>8} "
+            f"{row.best_cpu * 1e3:10.4f} {row.ns_per_operation:9.2f} {row.ratio:9.3g} {own:>8} "
             f"{off:>8}{' ' if row.agrees else '!'} {memory[0]:>7} {memory[1]:>7}  "
             + " ".join(f"{key}={value:.3g}" for key, value in row.info.items())
         )

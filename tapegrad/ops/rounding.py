@@ -48,7 +48,6 @@ ROWS = (
         "x",
         out="trunc(x)",
         dx=ZERO,
-        ufunc=("trunc", "fix"),
         mp="floor(x) if x >= 0 else ceil(x)",
         domain="x % 1.0 != 0.0 or -1.0 < x < 1.0",
         kinks=((-3.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (2.0, 0.0)),

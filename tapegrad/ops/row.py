@@ -85,6 +85,7 @@ class Row:
     specials: tuple[Point, ...]
     result: str
     ulp: float
+    scale: float
     doc: str
 
     @property
@@ -139,6 +140,7 @@ def op(
     specials: Iterable[float | Sequence[float]] = (),
     result: str = "float",
     ulp: float = 4.0,
+    scale: float = 0.0,
 ) -> Row:
     """Make a row, and refuse one that is incomplete.
 
@@ -170,7 +172,10 @@ def op(
     result
         ``"float"``, ``"bool"`` or ``"int"``: the kind of number NumPy answers.
     ulp
-        How far the value may be from the mpmath oracle, in units in the last place.
+        How far the value may be from the mpmath oracle, in units in the last place...
+    scale
+        ... of the value, or of this number where the value is smaller: near a root a function may be
+        accurate in the absolute only.
     doc
         One sentence, for the reference page.
     """
@@ -197,6 +202,7 @@ def op(
         specials=tuple(map(_point, specials)),
         result=result,
         ulp=ulp,
+        scale=scale,
         doc=doc,
     )
     _check_fields(row)

@@ -53,6 +53,7 @@ ROWS = (
         samples=(-3.7, -0.5, 1e-3, 0.3, 1.0, 1.7, 2.0, 3.5, 10.0, 1e5),
         specials=(-1.0, 1e306, inf, nan),
         ulp=16.0,
+        scale=1.0,
         doc="Logarithm of the absolute value of the gamma function.",
     ),
     op(
@@ -66,6 +67,7 @@ ROWS = (
         samples=(-3.7, -0.5, 1e-3, 0.3, 1.0, 1.4, 1.7, 2.0, 3.5, 10.0, 1e5),
         specials=(-1.0, inf, nan),
         ulp=16.0,
+        scale=1.0,
         doc="Derivative of lgamma; accurate in the absolute near its roots.",
     ),
     op(
@@ -165,8 +167,8 @@ ROWS = (
         dx="sinc_derivative(1.0, x)",
         ufunc=(),
         mp="sincpi(x)",
-        samples=(-3.3, -1.2, -0.6, -1e-9, -0.0, 0.0, 1e-9, 1e-3, 0.6, 2.5, 40.3),
-        ulp=8.0,
+        samples=(-3.3, -1.2, -0.6, -1e-9, -0.0, 0.0, 1e-9, 1e-3, 0.6, 2.5, 4.3),
+        ulp=16.0,
         doc="sin(pi x) / (pi x), as `numpy.sinc`.",
     ),
     op(
@@ -184,7 +186,8 @@ ROWS = (
             *((3.0, 2.5), (1.0, 7.3), (4.0, 1.5)),
         ),
         specials=((-1.0, 0.5),),
-        ulp=512.0,  # The terms of its series cancel; sinc's own derivatives are bounded by pi**x.
+        ulp=512.0,  # The terms of its series cancel.
+        scale=1.0,
         doc="Derivative of sinc, x times, at y; x is an integer.",
     ),
 )
