@@ -13,7 +13,7 @@ import numpy as np
 
 from . import backward as _backward
 from . import record
-from .errors import LostGradientError, at_caller
+from .errors import LostGradientError, ReleasedTapeError, ThreadError, at_caller
 from .host import structural
 from .indexing import on_cells
 from .record import BOOL, FLOAT32, FLOAT64, cells_of, elementwise
@@ -153,7 +153,10 @@ class Array(Tracked):
     # -- looking at values, and what would lose a gradient -----------------------------------------
 
     def __repr__(self) -> str:
-        text = np.array2string(np.asarray(self.value), separator=", ", prefix="Array(")
+        try:
+            text = np.array2string(np.asarray(self.value), separator=", ", prefix="Array(")
+        except (ReleasedTapeError, ThreadError) as error:  # for debuggers and logs
+            text = f"<{type(error).__name__}>"
         kind = "" if self.dtype == FLOAT64 else f", dtype={self.dtype}"
         return f"Array({text}, shape={self.shape}{kind})"
 
@@ -326,23 +329,23 @@ class Array(Tracked):
 
     def cumsum(self, axis: Any = None) -> Any:
         """Cumulative sum along an axis, or of the flattened array."""
-        x = self.ravel() if axis is None else self
+        x = self.ravel() if axis is None or not self.ndim else self
         return structural("cumsum", x, axis=0 if axis is None else axis)
 
     def cumprod(self, axis: Any = None) -> Any:
         """Cumulative product along an axis, or of the flattened array."""
-        x = self.ravel() if axis is None else self
+        x = self.ravel() if axis is None or not self.ndim else self
         return structural("cumprod", x, axis=0 if axis is None else axis)
 
     def dot(self, other: Any) -> Any:
-        """Dot product as `numpy.dot` has it, for operands of at most two axes."""
+        """Dot product as `numpy.dot` has it."""
         if self.ndim == 0 or np.ndim(other) == 0:
             return elementwise("multiply", self, other)
-        if self.ndim > 2 or np.ndim(other) > 2:
-            raise NotImplementedError(
-                f"dot knows operands of at most two axes; use matmul or einsum{at_caller()}"
-            )
-        return structural("matmul", self, other)
+        if np.ndim(other) <= 2:
+            return structural("matmul", self, other)
+        stack = np.moveaxis(other, -2, 0)
+        columns = stack.reshape(len(stack), int(np.prod(stack.shape[1:])))
+        return structural("matmul", self, columns).reshape(self.shape[:-1] + stack.shape[1:])
 
     def round(self, decimals: int = 0) -> Any:
         """Round to `decimals` places; the gradient is 0."""

@@ -1,8 +1,9 @@
 """`check_gradients`: compare derivatives with numerical ones, and name the operation at fault.
 
-The numerical derivatives know nothing of tapes: the function is called with plain NumPy numbers.  By
-the complex step they are exact to rounding; where an operation has no complex counterpart, or is not
-analytic, by differences, at kinks between those to either side.
+The numerical derivatives know nothing of tapes: the function is called with plain NumPy numbers.
+Those by the complex step are exact to rounding.  Where an operation is not analytic, or has no
+complex counterpart, they are differences; at a kink, a derivative must lie between those to
+either side.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from .storage import Floats, Tracked
 from .tape import recorder
 
 # Operations through which the complex step is exact: analytic, and NumPy's function is complex.
-ANALYTIC = frozenset(
-    "input lanes host const carry add subtract multiply divide negative positive float32 "
-    "stop_gradient power integer_power square reciprocal sqrt exp exp2 expm1 log log2 log10 log1p "
-    "sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh sinc "
-    "sum prod cumsum cumprod matmul".split()
-)
+ANALYTIC = frozenset((
+    "input", "lanes", "host", "const", "carry", "add", "subtract", "multiply", "divide", "negative",
+    "positive", "float32", "stop_gradient", "power", "integer_power", "square", "reciprocal", "sqrt",
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos",
+    "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "sinc", "sum", "prod",
+    "cumsum", "cumprod", "matmul",
+))  # fmt: skip
 _COMPLEX_STEP = 1e-20
 _KINK = 1e-3  # relative difference of the derivatives to both sides from which on it is a kink
 
@@ -62,7 +64,7 @@ class GradientCheck:
     def __repr__(self) -> str:
         rest = f", {self.unresolved} of them at kinks or undefined" if self.unresolved else ""
         return (
-            f"GradientCheck({self.count} derivatives agree with the {self.method}{rest}; "
+            f"GradientCheck({self.count} derivatives by {self.method}{rest}; "
             f"largest error {self.largest_error:.1e})"
         )
 
@@ -149,10 +151,10 @@ class _Comparison:
         plain = self.function(self.x)
         wrong = ~self._close(self.values, plain)
         if wrong.any():
-            i = int(np.argmax(wrong))
+            first = int(np.argmax(wrong))
             self._fail(
-                f"{self.output_names[i]} is {self.values[i]} as recorded, but {plain[i]} as NumPy "
-                "computes it",
+                f"{self.output_names[first]} is {self.values[first]} as recorded, but "
+                f"{plain[first]} as NumPy computes it",
                 definitions=True,
             )
         reverse = self._jacobian()
@@ -186,7 +188,7 @@ class _Comparison:
 
     def _is_analytic(self) -> bool:
         """Whether everything that was recorded is an analytic function NumPy has."""
-        rows = set()
+        rows: set[str] = set()
         for tape in self.call.recording.tapes:
             tape.flush()
             arena = tape.arena
@@ -224,12 +226,12 @@ class _Comparison:
             resolved = doubt <= self.atol + _KINK * np.abs(numerical)
             good = resolved & (error <= self.atol + self.rtol * np.abs(numerical) + doubt)
         excused = np.zeros(reverse.shape, bool)
-        for j in np.flatnonzero(~good.all(axis=0)):
-            excused[:, j] = ~good[:, j] & self._at_kink(int(j), reverse[:, j], resolved[:, j])
+        for j in np.flatnonzero(~good.all(axis=0)).tolist():
+            excused[:, j] = ~good[:, j] & self._at_kink(j, reverse[:, j], resolved[:, j])
         wrong = ~good & ~excused
         if wrong.any():
             worst = np.where(wrong, np.nan_to_num(error, nan=np.inf), -1.0)
-            i, j = np.unravel_index(np.argmax(worst), worst.shape)
+            i, j = divmod(int(np.argmax(worst)), self.x.size)
             self._fail(
                 f"d {self.output_names[i]} / d {self.function.names[j]} is {reverse[i, j]} by the "
                 f"reverse sweep, but {numerical[i, j]} by central differences "
@@ -252,8 +254,10 @@ class _Comparison:
             kink = ~resolved | (high - low > 10.0 * slack + doubt)
             between = (low - slack - doubt <= reverse) & (reverse <= high + slack + doubt)
         known = defined.any(axis=0) & np.isfinite(reverse)
-        # Unknown: no side is defined, or the derivative is infinite where the function is not smooth.
-        return np.where(known, kink & between, ~defined.all(axis=0))
+        # What cannot be compared: infinities where differences grow without limit, and derivatives
+        # where the function itself is not defined.
+        unknown = np.where(np.isinf(reverse), ~resolved, ~defined.all(axis=0))
+        return np.where(known, kink & between, unknown)
 
     def _fail(self, what: str, definitions: bool = False) -> None:
         faults = find_faults(self.call.recording.tapes, definitions)

@@ -286,6 +286,12 @@ def sinc(x: Any) -> Any:
     return elementwise("sinc", x)
 
 
+@implements(np.fix)
+def fix(x: Any, out: Any = None) -> Any:
+    """Return `x` rounded towards zero."""
+    return np.trunc(x, out=out)
+
+
 FUNCTIONS[np.real] = FUNCTIONS[np.real_if_close] = lambda val, *_: val
 FUNCTIONS[np.matmul] = lambda a, b: structural("matmul", a, b)
 

@@ -142,6 +142,8 @@ def _axes(name: str, axis: Any, ndim: int) -> Any:
     """
     if axis is None:
         return tuple(range(ndim))
+    if ndim == 0 and (axis == 0 or axis == -1):
+        return ()  # NumPy lets a number pass for a vector of one element here
     try:
         axes = normalize_axis_tuple(axis, ndim)
     except (TypeError, ValueError) as error:  # AxisError is a ValueError

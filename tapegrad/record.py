@@ -7,6 +7,7 @@ This is the general way.  Operators between scalars of the current tape take a s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,12 @@ def dtype_of(x: Any) -> np.dtype[Any]:
 
 def promote(operands: Sequence[Any]) -> np.dtype[Any]:
     """Return the dtype that NumPy's promotion gives, Python scalars being weak."""
-    if all(isinstance(x, TrackedScalar) or isinstance(x, (float, int)) for x in operands):
+    for x in operands:
+        if not isinstance(x, (TrackedScalar, float, int)) and (
+            not isinstance(x, TrackedArray) or x.dtype is not FLOAT64
+        ):
+            break
+    else:
         return FLOAT64  # np.float64 is a float, too
     strong = [dtype_of(x) for x in operands if not isinstance(x, (bool, float, int))]
     strong += [FLOAT64 for x in operands if isinstance(x, np.float64)]
@@ -259,11 +265,17 @@ def _scalar_instruction(tape: Tape, row: str, operands: Sequence[Any]) -> int:
 
 def _array_instruction(tape: Tape, row: str, operands: Sequence[Any], shape: Shape) -> int:
     places = [_place(tape, x, shape) for x in operands]
-    size = Window.contiguous(0, shape).size
+    size = prod(shape)
     if size == 0:
         return 0
+    op = ROWS[row][0]
+    if len(shape) == 1:
+        descriptor = [op, 1, size]
+        for kind, offset, (stride,) in places:
+            descriptor += (kind, offset, stride)
+        return tape.push_run(LANES, tape.d.extend(descriptor), size)
     sizes, strides = coalesce(shape, [place[2] for place in places])
-    descriptor = [ROWS[row][0], len(sizes), *sizes]
+    descriptor = [op, len(sizes), *sizes]
     for (kind, offset, _), steps in zip(places, strides, strict=True):
         descriptor += (kind, offset, *steps)
     return tape.push_run(LANES, tape.d.extend(descriptor), size)
@@ -277,7 +289,9 @@ def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
         window = x.window
         storage = tape.import_storage(x.storage)
         if storage.index is None:
-            return CELLS, storage.base + window.offset, window.broadcast_to(shape).strides
+            if window.shape != shape:
+                window = window.broadcast_to(shape)
+            return CELLS, storage.base + window.offset, window.strides
         offset = tape.x.extend(window.view(storage.index).ravel())
         window = Window.contiguous(offset, window.shape)
         return INDEXED, offset, window.broadcast_to(shape).strides

@@ -1,9 +1,9 @@
 """Special functions: the rows of the table that NumPy has no function for.
 
-Each takes tracked values, which it records, and also plain numbers and ndarrays, so that a function
-written with it runs with and without derivatives.  On tracked values SciPy's own ufuncs work just as
-well (``scipy.special.erf(x)``), and on large ndarrays they are faster: these evaluate one element
-after another.
+Each takes tracked values, which it records, and also plain numbers and ndarrays, so that a
+function written with it runs with and without derivatives.  On tracked values SciPy's own ufuncs
+work just as well (``scipy.special.erf(x)``), and on large ndarrays they are faster: these evaluate
+one element after another.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def xlogy(x: Any, y: Any) -> Any:
     >>> p = np.array([0.0, 0.5, 0.5])
     >>> tg.value_and_grad(lambda p: -np.sum(xlogy(p, p)))(p)[0]
     0.6931471805599453
-    """
+    """  # noqa: D403
     return _apply("xlogy", x, y)
 
 
@@ -165,7 +165,7 @@ def xlog1py(x: Any, y: Any) -> Any:
     --------
     >>> xlog1py(2.0, 0.0), xlog1py(0.0, -1.0)
     (0.0, 0.0)
-    """
+    """  # noqa: D403
     return _apply("xlog1py", x, y)
 
 
@@ -191,9 +191,11 @@ def _apply(row: str, *operands: Any) -> Any:
     rule: Any = FORWARD[ROWS[row][0]]
     if all(type(x) in (float, int) for x in operands):
         return rule(*map(float, operands))
-    dtype = np.result_type(*operands)
+    strong = [np.asarray(x).dtype for x in operands if type(x) not in (float, int)]
+    dtype = np.result_type(*strong)
     if dtype.kind not in "fiub":
         raise TypeError(f"{row} takes real numbers, not {dtype}{at_caller()}")
     arrays = [np.asarray(x, np.float64) for x in operands]
-    values = np.frompyfunc(rule, len(operands), 1)(*arrays)
+    with np.errstate(all="ignore"):
+        values = np.frompyfunc(rule, len(operands), 1)(*arrays)
     return np.asarray(values, dtype if dtype.kind == "f" else np.float64)[()]

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tapegrad.ops.row import Integer, Zero
-from tapegrad.ops.table import TABLE
 
 import tapegrad as tg
 from tapegrad.kernels.opcodes import NONDIFF, ZERO_DERIVATIVE
+from tapegrad.ops.row import Integer, Zero
+from tapegrad.ops.table import TABLE
 from tapegrad.reach import FLAT_OPERAND
 
 

@@ -14,13 +14,17 @@ _WINDOWS = '''BLOCK = 512
 _LANES = {lanes}
 _CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
 
-# By opcode: the number of operands, and a bit for each operand that has a partial.
+# A digit for each opcode: the number of operands, and the bits of the operands that have a partial.
 _ARITY = np.array(
-    {arity},
+    list(
+{arity}
+    ),
     dtype=np.uint8,
 )
 _PARTIALS = np.array(
-    {partials},
+    list(
+{partials}
+    ),
     dtype=np.uint8,
 )
 
@@ -295,7 +299,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
     header = HEADER.format(title="The lane interpreters: array instructions, a block at a time.")
     body = [
         _WINDOWS.format(
-            lanes=STRUCTURAL.index("LANES"), arity=_numbers(arity), partials=_numbers(partials)
+            lanes=STRUCTURAL.index("LANES"), arity=_digits(arity), partials=_digits(partials)
         ),
         _VALUES.format(rare=chain(rare, _rare_value, "    "), common=chain(common, _values, "    ")),
         _CONTRIBUTIONS.format(
@@ -308,9 +312,9 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
     return "\n".join([header, preamble(used, numpy=True), "\n\n".join(body)])
 
 
-def _numbers(values: list[int]) -> str:
-    lines = [values[i : i + 24] for i in range(0, len(values), 24)]
-    return "[\n" + "".join("        " + ", ".join(map(str, row)) + ",\n" for row in lines) + "    ]"
+def _digits(values: list[int]) -> str:
+    digits = "".join(map(str, values))
+    return "\n".join(f'        "{digits[i : i + 80]}"' for i in range(0, len(digits), 80))
 
 
 def _has_partial(partial: Partial) -> bool:
