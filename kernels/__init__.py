@@ -1,1 +1,1 @@
-"""Interpreters of tapes: the generator, what it generates, and the reference they are tested against."""
+"""Interpreters of tapes: what is generated, its generator, and the reference it is tested by."""

@@ -1,7 +1,7 @@
 """Generates the interpreters and their companions from the operation table.
 
-``python -m tapegrad.kernels.generate`` writes what changed; with ``--check`` it writes nothing, names
-the files that are stale, and exits with status 1 if there are any.
+``python -m tapegrad.kernels.generate`` writes what changed; with ``--check`` it writes nothing,
+names the files that are stale, and exits with status 1 if there are any.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tapegrad.kernels.emit import lanes, numbering, opcodes, rules, scalar
-from tapegrad.ops.table import TABLE
+from tapegrad.kernels.emit import lanes, numbering, opcodes, page, rules, scalar
+from tapegrad.ops.structural import STRUCTURAL
+from tapegrad.ops.table import FAMILIES, TABLE
 
 KERNELS = Path(__file__).parent
 
@@ -22,6 +23,7 @@ def outputs() -> dict[Path, str]:
     return {
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
+        KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),
         KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
     }
@@ -29,9 +31,13 @@ def outputs() -> dict[Path, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or check the generated files, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tapegrad.kernels.generate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tapegrad.kernels.generate", description=__doc__
+    )
     parser.add_argument("--check", action="store_true", help="only say which files are stale")
     check = parser.parse_args(arguments).check
+    if not (KERNELS.parent / "docs").is_dir():
+        parser.error("the generator works on a checkout of the repository, not an installed copy")
     stale = 0
     for path, text in outputs().items():
         if path.exists() and path.read_text(encoding="utf-8") == text:

@@ -1,42 +1,58 @@
 """The elementary functions in pure Python, answering as IEEE 754 does where `math` raises.
 
-Python's `math` raises for ``log(0)`` and ``exp(1000)``, and ``/`` for a zero divisor; compiled kernels
-answer -inf and inf. The reference interpreter uses these functions, so that it answers the same.
+Python's `math` raises for ``log(0)`` and ``exp(1000)``, and ``/`` for a zero divisor; compiled
+kernels answer -inf and inf. The reference interpreter uses these functions, so that it answers the
+same.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from math import (
-    atan as arctan,
-)
-from math import (
-    atan2 as arctan2,
-)
-from math import (
-    copysign,
-    erf,
-    erfc,
-    hypot,
-    inf,
-    isfinite,
-    isinf,
-    isnan,
-    nan,
-    nextafter,
-    tanh,
-)
-from math import (
-    asinh as arcsinh,
-)
+from math import copysign, erf, erfc, hypot, inf, isfinite, isinf, isnan, nan, nextafter, tanh
 
 __all__ = [
-    *("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "copysign", "cos"),
-    *("cosh", "divide", "erf", "erfc", "exp", "expm1", "float32", "gamma", "hypot", "isfinite"),
-    *("isinf", "isnan", "lgamma", "log", "log10", "log1p", "log2", "nextafter", "power", "scale"),
-    *("sin", "sinh", "split", "sqrt", "tan", "tanh"),
+    "arccos",
+    "arccosh",
+    "arcsin",
+    "arcsinh",
+    "arctan",
+    "arctan2",
+    "arctanh",
+    "copysign",
+    "cos",
+    "cosh",
+    "divide",
+    "erf",
+    "erfc",
+    "exp",
+    "expm1",
+    "float32",
+    "gamma",
+    "hypot",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "lgamma",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "nextafter",
+    "power",
+    "scale",
+    "sin",
+    "sinh",
+    "split",
+    "sqrt",
+    "tan",
+    "tanh",
 ]
+
+arcsinh = math.asinh
+arctan = math.atan
+arctan2 = math.atan2
+split = math.frexp
 
 _single = struct.Struct("f")
 
@@ -223,6 +239,3 @@ def scale(x: float, exponent: int) -> float:
         return math.ldexp(x, exponent)
     except OverflowError:
         return copysign(inf, x)
-
-
-split = math.frexp

@@ -48,15 +48,15 @@ def scalar_forward(
         o = op[i]
         kind = kinds[o]
         if kind == BINARY:
-            v[cell] = rules[o](v[a[i]], v[b[i]])  # type: ignore[misc]
+            v[cell] = rules[o](v[a[i]], v[b[i]])
         elif kind == UNARY:
-            v[cell] = rules[o](v[a[i]])  # type: ignore[misc]
+            v[cell] = rules[o](v[a[i]])
         elif kind == BINARY_XK:
-            v[cell] = rules[o](v[a[i]], k[b[i]])  # type: ignore[misc]
+            v[cell] = rules[o](v[a[i]], k[b[i]])
         elif kind == BINARY_KX:
-            v[cell] = rules[o](k[b[i]], v[a[i]])  # type: ignore[misc]
+            v[cell] = rules[o](k[b[i]], v[a[i]])
         elif kind:
-            v[cell] = rules[o](v[a[i - 1]], v[a[i]], v[b[i]])  # type: ignore[misc]
+            v[cell] = rules[o](v[a[i - 1]], v[a[i]], v[b[i]])
         elif o == INPUT:  # The values of an input are there already.
             cell += b[i]
             continue
@@ -84,8 +84,9 @@ def scalar_reverse(
 ) -> tuple[int, int]:
     """Run instructions `start` - 1 down to `stop`; `cell` is the first cell after them.
 
-    Returns (position, cell): the sweep stopped below `position`, whose first cell is `cell`. Adjoints
-    are cleared as they are used, but for those of inputs, which the caller reads.
+    Returns (position, cell): the sweep stopped below `position`, and `cell` is the first cell after
+    what is left. Adjoints are cleared as they are used, but for those of inputs: the caller reads
+    them.
     """
     op, a, b, k, v, g = map(_plain, (op, a, b, k, v, g))
     kinds, rules = KINDS, CONTRIBUTIONS
@@ -96,7 +97,7 @@ def scalar_reverse(
             if o == INPUT:
                 cell -= b[i]
                 continue
-            if o != CONST and o != CARRY:  # LANES and HOST are run by others.
+            if o not in (CONST, CARRY):  # LANES and HOST are run by others.
                 return i + 1, cell
         cell -= 1
         w = g[cell]
@@ -106,18 +107,18 @@ def scalar_reverse(
         g[cell] = 0.0
         out, p, q, rule = v[cell], a[i], b[i], rules[o]
         if kind == BINARY:
-            to_x, to_y = rule(w, v[p], v[q], out)  # type: ignore[misc]
+            to_x, to_y = rule(w, v[p], v[q], out)
             g[q] += to_y
             g[p] += to_x
         elif kind == UNARY:
-            g[p] += rule(w, v[p], out)[0]  # type: ignore[misc]
+            g[p] += rule(w, v[p], out)[0]
         elif kind == BINARY_XK:
-            g[p] += rule(w, v[p], k[q], out)[0]  # type: ignore[misc]
+            g[p] += rule(w, v[p], k[q], out)[0]
         elif kind == BINARY_KX:
-            g[p] += rule(w, k[q], v[p], out)[1]  # type: ignore[misc]
+            g[p] += rule(w, k[q], v[p], out)[1]
         else:
             first = a[i - 1]
-            to_x, to_y, to_z = rule(w, v[first], v[p], v[q], out)  # type: ignore[misc]
+            to_x, to_y, to_z = rule(w, v[first], v[p], v[q], out)
             g[first] += to_x
             g[q] += to_z
             g[p] += to_y
@@ -135,26 +136,26 @@ def scalar_tangent(
     stop: int,
     cell: int,
 ) -> tuple[int, int]:
-    """Carry tangents `t` through a tape whose values `v` are known; otherwise as `scalar_forward`."""
+    """Carry tangents `t` through a tape whose values `v` are known, as `scalar_forward` does."""
     op, a, b, k, v, t = map(_plain, (op, a, b, k, v, t))
     for i in range(start, stop):
         o, p, q = op[i], a[i], b[i]
         kind, rule = KINDS[o], TANGENTS[o]
         if kind == BINARY:
-            t[cell] = rule(v[p], v[q], v[cell], t[p], t[q])  # type: ignore[misc]
+            t[cell] = rule(v[p], v[q], v[cell], t[p], t[q])
         elif kind == UNARY:
-            t[cell] = rule(v[p], v[cell], t[p])  # type: ignore[misc]
+            t[cell] = rule(v[p], v[cell], t[p])
         elif kind == BINARY_XK:
-            t[cell] = rule(v[p], k[q], v[cell], t[p], 0.0)  # type: ignore[misc]
+            t[cell] = rule(v[p], k[q], v[cell], t[p], 0.0)
         elif kind == BINARY_KX:
-            t[cell] = rule(k[q], v[p], v[cell], 0.0, t[p])  # type: ignore[misc]
+            t[cell] = rule(k[q], v[p], v[cell], 0.0, t[p])
         elif kind:
             first = a[i - 1]
-            t[cell] = rule(v[first], v[p], v[q], v[cell], t[first], t[p], t[q])  # type: ignore[misc]
+            t[cell] = rule(v[first], v[p], v[q], v[cell], t[first], t[p], t[q])
         elif o == INPUT:
             cell += q
             continue
-        elif o == CONST or o == CARRY:
+        elif o in (CONST, CARRY):
             t[cell] = 0.0
         else:
             return i, cell
@@ -189,7 +190,7 @@ def lanes_forward(
         last = min(b[position], lane + limit)
         for n in range(lane, last):
             values = [_read(kind, place, x, k, v) for kind, place in _places(shape, operands, n)]
-            v[cell + n] = rule(*values)  # type: ignore[misc]
+            v[cell + n] = rule(*values)
         limit -= max(last - lane, 1)
         lane = last
         if last == b[position]:
@@ -215,7 +216,7 @@ def lanes_reverse(
 ) -> tuple[int, int, int]:
     """Run LANES instructions `start` - 1 down to `stop`, about `limit` lanes.
 
-    `cell` is the first cell after instruction `start` - 1, and `lane` the number of its lanes still to
+    `cell` is the first cell after instruction `start` - 1, and `lane` how many of its lanes are to
     do, -1 for all. Returns (position, cell, lane) in the same sense.
     """
     op, a, b, d, x, k, v, g = map(_plain, (op, a, b, d, x, k, v, g))
@@ -233,8 +234,8 @@ def lanes_reverse(
                 continue
             places = _places(shape, operands, n)
             values = [_read(kind, place, x, k, v) for kind, place in places]
-            received = rule(w, *values, v[base + n])  # type: ignore[misc]
-            for (kind, place), amount in zip(places, received):
+            received = rule(w, *values, v[base + n])
+            for (kind, place), amount in zip(places, received, strict=True):
                 if kind == CELLS:
                     g[place] += amount
                 elif kind == INDEXED:
@@ -271,7 +272,7 @@ def _places(shape: Ints, operands: Sequence[Any], lane: int) -> list[tuple[int, 
         index.append(j)
     index.reverse()
     return [
-        (kind, offset + sum(j * stride for j, stride in zip(index, strides)))
+        (kind, offset + sum(j * stride for j, stride in zip(index, strides, strict=True)))
         for kind, offset, strides in operands
     ]
 

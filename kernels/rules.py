@@ -10,6 +10,7 @@ from math import (
     inf,
     nan,
 )
+from typing import NoReturn
 
 from tapegrad.kernels.functions import (
     cbrt,
@@ -64,9 +65,9 @@ from tapegrad.kernels.guarded import (
     isnan,
     lgamma,
     log,
-    log10,
     log1p,
     log2,
+    log10,
     nextafter,
     power,
     sin,
@@ -84,6 +85,11 @@ RADIANS_PER_DEGREE = 0.017453292519943295
 DEGREES_PER_RADIAN = 57.29577951308232
 
 
+def structural(*operands: float) -> NoReturn:
+    """Stand for the rule of an opcode that is no row."""
+    raise TypeError("a structural opcode has no rule; it is run by the interpreter itself")
+
+
 def forward_add(x: float, y: float) -> float:
     return x + y
 
@@ -93,7 +99,9 @@ def reverse_add(w: float, x: float, y: float, out: float) -> tuple[float, float]
 
 
 def tangent_add(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx if tx else 0.0) + (ty if ty else 0.0)
+    from_x = tx if tx else 0.0
+    from_y = ty if ty else 0.0
+    return from_x + from_y
 
 
 def forward_subtract(x: float, y: float) -> float:
@@ -105,7 +113,9 @@ def reverse_subtract(w: float, x: float, y: float, out: float) -> tuple[float, f
 
 
 def tangent_subtract(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx if tx else 0.0) + (-ty if ty else 0.0)
+    from_x = tx if tx else 0.0
+    from_y = -ty if ty else 0.0
+    return from_x + from_y
 
 
 def forward_multiply(x: float, y: float) -> float:
@@ -117,7 +127,9 @@ def reverse_multiply(w: float, x: float, y: float, out: float) -> tuple[float, f
 
 
 def tangent_multiply(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * y if tx else 0.0) + (ty * x if ty else 0.0)
+    from_x = tx * y if tx else 0.0
+    from_y = ty * x if ty else 0.0
+    return from_x + from_y
 
 
 def forward_divide(x: float, y: float) -> float:
@@ -129,7 +141,9 @@ def reverse_divide(w: float, x: float, y: float, out: float) -> tuple[float, flo
 
 
 def tangent_divide(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * divide(1, y) if tx else 0.0) + (ty * divide(-out, y) if ty else 0.0)
+    from_x = tx * divide(1, y) if tx else 0.0
+    from_y = ty * divide(-out, y) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_negative(x: float) -> float:
@@ -141,7 +155,7 @@ def reverse_negative(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_negative(x: float, out: float, tx: float) -> float:
-    return (-tx if tx else 0.0)
+    return -tx if tx else 0.0
 
 
 def forward_positive(x: float) -> float:
@@ -153,7 +167,7 @@ def reverse_positive(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_positive(x: float, out: float, tx: float) -> float:
-    return (tx if tx else 0.0)
+    return tx if tx else 0.0
 
 
 def forward_conjugate(x: float) -> float:
@@ -165,7 +179,7 @@ def reverse_conjugate(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_conjugate(x: float, out: float, tx: float) -> float:
-    return (tx if tx else 0.0)
+    return tx if tx else 0.0
 
 
 def forward_absolute(x: float) -> float:
@@ -177,7 +191,7 @@ def reverse_absolute(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_absolute(x: float, out: float, tx: float) -> float:
-    return (tx * sign(x) if tx else 0.0)
+    return tx * sign(x) if tx else 0.0
 
 
 def forward_fabs(x: float) -> float:
@@ -189,7 +203,7 @@ def reverse_fabs(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_fabs(x: float, out: float, tx: float) -> float:
-    return (tx * sign(x) if tx else 0.0)
+    return tx * sign(x) if tx else 0.0
 
 
 def forward_sign(x: float) -> float:
@@ -213,7 +227,7 @@ def reverse_copysign(w: float, x: float, y: float, out: float) -> tuple[float, f
 
 
 def tangent_copysign(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if x == 0.0 else tx * (copysign(1.0, x) * copysign(1.0, y)) if tx else 0.0)
+    return (0.0 if x == 0.0 else tx * (copysign(1.0, x) * copysign(1.0, y))) if tx else 0.0
 
 
 def forward_float32(x: float) -> float:
@@ -225,7 +239,7 @@ def reverse_float32(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_float32(x: float, out: float, tx: float) -> float:
-    return (tx if tx else 0.0)
+    return tx if tx else 0.0
 
 
 def forward_stop_gradient(x: float) -> float:
@@ -245,11 +259,16 @@ def forward_power(x: float, y: float) -> float:
 
 
 def reverse_power(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (0.0 if x == 0.0 and y == 0.0 else w * (y * power(x, y - 1.0)), 0.0 if x == 0.0 and y >= 0.0 else w * (out * log(x)))
+    return (
+        0.0 if x == 0.0 and y == 0.0 else w * (y * power(x, y - 1.0)),
+        0.0 if x == 0.0 and y >= 0.0 else w * (out * log(x)),
+    )
 
 
 def tangent_power(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if x == 0.0 and y == 0.0 else tx * (y * power(x, y - 1.0)) if tx else 0.0) + (0.0 if x == 0.0 and y >= 0.0 else ty * (out * log(x)) if ty else 0.0)
+    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * (y * power(x, y - 1.0))) if tx else 0.0
+    from_y = (0.0 if x == 0.0 and y >= 0.0 else ty * (out * log(x))) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_integer_power(x: float, y: float) -> float:
@@ -261,7 +280,7 @@ def reverse_integer_power(w: float, x: float, y: float, out: float) -> tuple[flo
 
 
 def tangent_integer_power(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if y == 0.0 else tx * (y * integer_power(x, y - 1.0)) if tx else 0.0)
+    return (0.0 if y == 0.0 else tx * (y * integer_power(x, y - 1.0))) if tx else 0.0
 
 
 def forward_square(x: float) -> float:
@@ -273,7 +292,7 @@ def reverse_square(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_square(x: float, out: float, tx: float) -> float:
-    return (tx * (2 * x) if tx else 0.0)
+    return tx * (2 * x) if tx else 0.0
 
 
 def forward_reciprocal(x: float) -> float:
@@ -285,7 +304,7 @@ def reverse_reciprocal(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_reciprocal(x: float, out: float, tx: float) -> float:
-    return (tx * (-out * out) if tx else 0.0)
+    return tx * (-out * out) if tx else 0.0
 
 
 def forward_sqrt(x: float) -> float:
@@ -297,7 +316,7 @@ def reverse_sqrt(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sqrt(x: float, out: float, tx: float) -> float:
-    return (tx * inf if x == 0.0 else tx * divide(0.5, out) if tx else 0.0)
+    return (tx * inf if x == 0.0 else tx * divide(0.5, out)) if tx else 0.0
 
 
 def forward_cbrt(x: float) -> float:
@@ -309,7 +328,7 @@ def reverse_cbrt(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cbrt(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, 3 * out * out) if tx else 0.0)
+    return tx * divide(1, 3 * out * out) if tx else 0.0
 
 
 def forward_hypot(x: float, y: float) -> float:
@@ -317,11 +336,16 @@ def forward_hypot(x: float, y: float) -> float:
 
 
 def reverse_hypot(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (0.0 if x == 0.0 and y == 0.0 else w * divide(x, out), 0.0 if x == 0.0 and y == 0.0 else w * divide(y, out))
+    return (
+        0.0 if x == 0.0 and y == 0.0 else w * divide(x, out),
+        0.0 if x == 0.0 and y == 0.0 else w * divide(y, out),
+    )
 
 
 def tangent_hypot(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if x == 0.0 and y == 0.0 else tx * divide(x, out) if tx else 0.0) + (0.0 if x == 0.0 and y == 0.0 else ty * divide(y, out) if ty else 0.0)
+    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * divide(x, out)) if tx else 0.0
+    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(y, out)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_exp(x: float) -> float:
@@ -333,7 +357,7 @@ def reverse_exp(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_exp(x: float, out: float, tx: float) -> float:
-    return (tx * out if tx else 0.0)
+    return tx * out if tx else 0.0
 
 
 def forward_exp2(x: float) -> float:
@@ -345,7 +369,7 @@ def reverse_exp2(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_exp2(x: float, out: float, tx: float) -> float:
-    return (tx * (LN2 * out) if tx else 0.0)
+    return tx * (LN2 * out) if tx else 0.0
 
 
 def forward_expm1(x: float) -> float:
@@ -357,7 +381,7 @@ def reverse_expm1(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_expm1(x: float, out: float, tx: float) -> float:
-    return (tx * exp(x) if tx else 0.0)
+    return tx * exp(x) if tx else 0.0
 
 
 def forward_log(x: float) -> float:
@@ -369,7 +393,7 @@ def reverse_log(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, x) if tx else 0.0)
+    return tx * divide(1, x) if tx else 0.0
 
 
 def forward_log2(x: float) -> float:
@@ -381,7 +405,7 @@ def reverse_log2(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log2(x: float, out: float, tx: float) -> float:
-    return (tx * divide(LOG2E, x) if tx else 0.0)
+    return tx * divide(LOG2E, x) if tx else 0.0
 
 
 def forward_log10(x: float) -> float:
@@ -393,7 +417,7 @@ def reverse_log10(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log10(x: float, out: float, tx: float) -> float:
-    return (tx * divide(LOG10E, x) if tx else 0.0)
+    return tx * divide(LOG10E, x) if tx else 0.0
 
 
 def forward_log1p(x: float) -> float:
@@ -405,7 +429,7 @@ def reverse_log1p(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log1p(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, 1 + x) if tx else 0.0)
+    return tx * divide(1, 1 + x) if tx else 0.0
 
 
 def forward_logaddexp(x: float, y: float) -> float:
@@ -413,11 +437,16 @@ def forward_logaddexp(x: float, y: float) -> float:
 
 
 def reverse_logaddexp(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y and isinf(x) else w * expit(x - y), w * 0.5 if x == y and isinf(x) else w * expit(y - x))
+    return (
+        w * 0.5 if x == y and isinf(x) else w * expit(x - y),
+        w * 0.5 if x == y and isinf(x) else w * expit(y - x),
+    )
 
 
 def tangent_logaddexp(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y and isinf(x) else tx * expit(x - y) if tx else 0.0) + (ty * 0.5 if x == y and isinf(x) else ty * expit(y - x) if ty else 0.0)
+    from_x = (tx * 0.5 if x == y and isinf(x) else tx * expit(x - y)) if tx else 0.0
+    from_y = (ty * 0.5 if x == y and isinf(x) else ty * expit(y - x)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_logaddexp2(x: float, y: float) -> float:
@@ -425,11 +454,16 @@ def forward_logaddexp2(x: float, y: float) -> float:
 
 
 def reverse_logaddexp2(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y and isinf(x) else w * expit(LN2 * (x - y)), w * 0.5 if x == y and isinf(x) else w * expit(LN2 * (y - x)))
+    return (
+        w * 0.5 if x == y and isinf(x) else w * expit(LN2 * (x - y)),
+        w * 0.5 if x == y and isinf(x) else w * expit(LN2 * (y - x)),
+    )
 
 
 def tangent_logaddexp2(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y and isinf(x) else tx * expit(LN2 * (x - y)) if tx else 0.0) + (ty * 0.5 if x == y and isinf(x) else ty * expit(LN2 * (y - x)) if ty else 0.0)
+    from_x = (tx * 0.5 if x == y and isinf(x) else tx * expit(LN2 * (x - y))) if tx else 0.0
+    from_y = (ty * 0.5 if x == y and isinf(x) else ty * expit(LN2 * (y - x))) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_sin(x: float) -> float:
@@ -441,7 +475,7 @@ def reverse_sin(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sin(x: float, out: float, tx: float) -> float:
-    return (tx * cos(x) if tx else 0.0)
+    return tx * cos(x) if tx else 0.0
 
 
 def forward_cos(x: float) -> float:
@@ -453,7 +487,7 @@ def reverse_cos(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cos(x: float, out: float, tx: float) -> float:
-    return (-(tx * sin(x)) if tx else 0.0)
+    return -(tx * sin(x)) if tx else 0.0
 
 
 def forward_tan(x: float) -> float:
@@ -465,7 +499,7 @@ def reverse_tan(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_tan(x: float, out: float, tx: float) -> float:
-    return (tx * (1 + out * out) if tx else 0.0)
+    return tx * (1 + out * out) if tx else 0.0
 
 
 def forward_arcsin(x: float) -> float:
@@ -477,7 +511,7 @@ def reverse_arcsin(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arcsin(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, sqrt((1 - x) * (1 + x))) if tx else 0.0)
+    return tx * divide(1, sqrt((1 - x) * (1 + x))) if tx else 0.0
 
 
 def forward_arccos(x: float) -> float:
@@ -489,7 +523,7 @@ def reverse_arccos(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arccos(x: float, out: float, tx: float) -> float:
-    return (tx * divide(-1, sqrt((1 - x) * (1 + x))) if tx else 0.0)
+    return tx * divide(-1, sqrt((1 - x) * (1 + x))) if tx else 0.0
 
 
 def forward_arctan(x: float) -> float:
@@ -501,7 +535,7 @@ def reverse_arctan(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arctan(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, 1 + x * x) if tx else 0.0)
+    return tx * divide(1, 1 + x * x) if tx else 0.0
 
 
 def forward_arctan2(x: float, y: float) -> float:
@@ -510,12 +544,17 @@ def forward_arctan2(x: float, y: float) -> float:
 
 def reverse_arctan2(w: float, x: float, y: float, out: float) -> tuple[float, float]:
     r = hypot(x, y)
-    return (0.0 if x == 0.0 and y == 0.0 else w * divide(divide(y, r), r), 0.0 if x == 0.0 and y == 0.0 else w * divide(divide(-x, r), r))
+    return (
+        0.0 if x == 0.0 and y == 0.0 else w * divide(divide(y, r), r),
+        0.0 if x == 0.0 and y == 0.0 else w * divide(divide(-x, r), r),
+    )
 
 
 def tangent_arctan2(x: float, y: float, out: float, tx: float, ty: float) -> float:
     r = hypot(x, y)
-    return (0.0 if x == 0.0 and y == 0.0 else tx * divide(divide(y, r), r) if tx else 0.0) + (0.0 if x == 0.0 and y == 0.0 else ty * divide(divide(-x, r), r) if ty else 0.0)
+    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * divide(divide(y, r), r)) if tx else 0.0
+    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(divide(-x, r), r)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_degrees(x: float) -> float:
@@ -527,7 +566,7 @@ def reverse_degrees(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_degrees(x: float, out: float, tx: float) -> float:
-    return (tx * DEGREES_PER_RADIAN if tx else 0.0)
+    return tx * DEGREES_PER_RADIAN if tx else 0.0
 
 
 def forward_radians(x: float) -> float:
@@ -539,7 +578,7 @@ def reverse_radians(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_radians(x: float, out: float, tx: float) -> float:
-    return (tx * RADIANS_PER_DEGREE if tx else 0.0)
+    return tx * RADIANS_PER_DEGREE if tx else 0.0
 
 
 def forward_sinh(x: float) -> float:
@@ -551,7 +590,7 @@ def reverse_sinh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sinh(x: float, out: float, tx: float) -> float:
-    return (tx * cosh(x) if tx else 0.0)
+    return tx * cosh(x) if tx else 0.0
 
 
 def forward_cosh(x: float) -> float:
@@ -563,7 +602,7 @@ def reverse_cosh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cosh(x: float, out: float, tx: float) -> float:
-    return (tx * sinh(x) if tx else 0.0)
+    return tx * sinh(x) if tx else 0.0
 
 
 def forward_tanh(x: float) -> float:
@@ -575,7 +614,7 @@ def reverse_tanh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_tanh(x: float, out: float, tx: float) -> float:
-    return (tx * (1 - out * out) if tx else 0.0)
+    return tx * (1 - out * out) if tx else 0.0
 
 
 def forward_arcsinh(x: float) -> float:
@@ -587,7 +626,7 @@ def reverse_arcsinh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arcsinh(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, hypot(x, 1.0)) if tx else 0.0)
+    return tx * divide(1, hypot(x, 1.0)) if tx else 0.0
 
 
 def forward_arccosh(x: float) -> float:
@@ -599,7 +638,7 @@ def reverse_arccosh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arccosh(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, sqrt(x - 1) * sqrt(x + 1)) if tx else 0.0)
+    return tx * divide(1, sqrt(x - 1) * sqrt(x + 1)) if tx else 0.0
 
 
 def forward_arctanh(x: float) -> float:
@@ -611,7 +650,7 @@ def reverse_arctanh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arctanh(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, (1 - x) * (1 + x)) if tx else 0.0)
+    return tx * divide(1, (1 - x) * (1 + x)) if tx else 0.0
 
 
 def forward_floor(x: float) -> float:
@@ -671,7 +710,9 @@ def reverse_remainder(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_remainder(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx if tx else 0.0) + (-(ty * floor_divide(x, y)) if ty else 0.0)
+    from_x = tx if tx else 0.0
+    from_y = -(ty * floor_divide(x, y)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_fmod(x: float, y: float) -> float:
@@ -683,7 +724,9 @@ def reverse_fmod(w: float, x: float, y: float, out: float) -> tuple[float, float
 
 
 def tangent_fmod(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx if tx else 0.0) + (-(ty * rint(divide(x - out, y))) if ty else 0.0)
+    from_x = tx if tx else 0.0
+    from_y = -(ty * rint(divide(x - out, y))) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_floor_divide(x: float, y: float) -> float:
@@ -707,7 +750,7 @@ def reverse_modf_fractional(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_modf_fractional(x: float, out: float, tx: float) -> float:
-    return (tx if tx else 0.0)
+    return tx if tx else 0.0
 
 
 def forward_modf_integral(x: float) -> float:
@@ -731,7 +774,7 @@ def reverse_frexp_mantissa(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_frexp_mantissa(x: float, out: float, tx: float) -> float:
-    return (tx * ldexp(1.0, -frexp_exponent(x)) if tx else 0.0)
+    return tx * ldexp(1.0, -frexp_exponent(x)) if tx else 0.0
 
 
 def forward_frexp_exponent(x: float) -> float:
@@ -755,7 +798,7 @@ def reverse_ldexp(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_ldexp(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * ldexp(1.0, y) if tx else 0.0)
+    return tx * ldexp(1.0, y) if tx else 0.0
 
 
 def forward_nextafter(x: float, y: float) -> float:
@@ -767,7 +810,9 @@ def reverse_nextafter(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_nextafter(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * nan if tx else 0.0) + (ty * nan if ty else 0.0)
+    from_x = tx * nan if tx else 0.0
+    from_y = ty * nan if ty else 0.0
+    return from_x + from_y
 
 
 def forward_spacing(x: float) -> float:
@@ -779,7 +824,7 @@ def reverse_spacing(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_spacing(x: float, out: float, tx: float) -> float:
-    return (tx * nan if tx else 0.0)
+    return tx * nan if tx else 0.0
 
 
 def forward_maximum(x: float, y: float) -> float:
@@ -787,11 +832,16 @@ def forward_maximum(x: float, y: float) -> float:
 
 
 def reverse_maximum(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y else w if x > y or isnan(x) else 0.0, w * 0.5 if x == y else 0.0 if x > y or isnan(x) else w)
+    return (
+        w * 0.5 if x == y else w if x > y or isnan(x) else 0.0,
+        w * 0.5 if x == y else 0.0 if x > y or isnan(x) else w,
+    )
 
 
 def tangent_maximum(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y else tx if x > y or isnan(x) else 0.0 if tx else 0.0) + (ty * 0.5 if x == y else 0.0 if x > y or isnan(x) else ty if ty else 0.0)
+    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(x) else 0.0) if tx else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(x) else ty) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_minimum(x: float, y: float) -> float:
@@ -799,11 +849,16 @@ def forward_minimum(x: float, y: float) -> float:
 
 
 def reverse_minimum(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y else w if x < y or isnan(x) else 0.0, w * 0.5 if x == y else 0.0 if x < y or isnan(x) else w)
+    return (
+        w * 0.5 if x == y else w if x < y or isnan(x) else 0.0,
+        w * 0.5 if x == y else 0.0 if x < y or isnan(x) else w,
+    )
 
 
 def tangent_minimum(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y else tx if x < y or isnan(x) else 0.0 if tx else 0.0) + (ty * 0.5 if x == y else 0.0 if x < y or isnan(x) else ty if ty else 0.0)
+    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(x) else 0.0) if tx else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(x) else ty) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_fmax(x: float, y: float) -> float:
@@ -811,11 +866,16 @@ def forward_fmax(x: float, y: float) -> float:
 
 
 def reverse_fmax(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y else w if x > y or isnan(y) else 0.0, w * 0.5 if x == y else 0.0 if x > y or isnan(y) else w)
+    return (
+        w * 0.5 if x == y else w if x > y or isnan(y) else 0.0,
+        w * 0.5 if x == y else 0.0 if x > y or isnan(y) else w,
+    )
 
 
 def tangent_fmax(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y else tx if x > y or isnan(y) else 0.0 if tx else 0.0) + (ty * 0.5 if x == y else 0.0 if x > y or isnan(y) else ty if ty else 0.0)
+    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(y) else 0.0) if tx else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(y) else ty) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_fmin(x: float, y: float) -> float:
@@ -823,11 +883,16 @@ def forward_fmin(x: float, y: float) -> float:
 
 
 def reverse_fmin(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * 0.5 if x == y else w if x < y or isnan(y) else 0.0, w * 0.5 if x == y else 0.0 if x < y or isnan(y) else w)
+    return (
+        w * 0.5 if x == y else w if x < y or isnan(y) else 0.0,
+        w * 0.5 if x == y else 0.0 if x < y or isnan(y) else w,
+    )
 
 
 def tangent_fmin(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * 0.5 if x == y else tx if x < y or isnan(y) else 0.0 if tx else 0.0) + (ty * 0.5 if x == y else 0.0 if x < y or isnan(y) else ty if ty else 0.0)
+    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(y) else 0.0) if tx else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(y) else ty) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_equal(x: float, y: float) -> float:
@@ -1006,8 +1071,12 @@ def reverse_where(w: float, x: float, y: float, z: float, out: float) -> tuple[f
     return (0.0, w if x != 0.0 else 0.0, 0.0 if x != 0.0 else w)
 
 
-def tangent_where(x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float) -> float:
-    return (ty if x != 0.0 else 0.0 if ty else 0.0) + (0.0 if x != 0.0 else tz if tz else 0.0)
+def tangent_where(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_y = (ty if x != 0.0 else 0.0) if ty else 0.0
+    from_z = (0.0 if x != 0.0 else tz) if tz else 0.0
+    return from_y + from_z
 
 
 def forward_heaviside(x: float, y: float) -> float:
@@ -1019,7 +1088,7 @@ def reverse_heaviside(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_heaviside(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (ty if x == 0.0 else 0.0 if ty else 0.0)
+    return (ty if x == 0.0 else 0.0) if ty else 0.0
 
 
 def forward_erf(x: float) -> float:
@@ -1031,7 +1100,7 @@ def reverse_erf(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_erf(x: float, out: float, tx: float) -> float:
-    return (tx * (TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0)
+    return tx * (TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0
 
 
 def forward_erfc(x: float) -> float:
@@ -1043,7 +1112,7 @@ def reverse_erfc(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_erfc(x: float, out: float, tx: float) -> float:
-    return (tx * (-TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0)
+    return tx * (-TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0
 
 
 def forward_gamma(x: float) -> float:
@@ -1055,7 +1124,7 @@ def reverse_gamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_gamma(x: float, out: float, tx: float) -> float:
-    return (tx * (out * digamma(x)) if tx else 0.0)
+    return tx * (out * digamma(x)) if tx else 0.0
 
 
 def forward_lgamma(x: float) -> float:
@@ -1067,7 +1136,7 @@ def reverse_lgamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_lgamma(x: float, out: float, tx: float) -> float:
-    return (tx * digamma(x) if tx else 0.0)
+    return tx * digamma(x) if tx else 0.0
 
 
 def forward_digamma(x: float) -> float:
@@ -1079,7 +1148,7 @@ def reverse_digamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_digamma(x: float, out: float, tx: float) -> float:
-    return (tx * polygamma(1.0, x) if tx else 0.0)
+    return tx * polygamma(1.0, x) if tx else 0.0
 
 
 def forward_polygamma(x: float, y: float) -> float:
@@ -1091,7 +1160,7 @@ def reverse_polygamma(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_polygamma(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (ty * polygamma(x + 1.0, y) if ty else 0.0)
+    return ty * polygamma(x + 1.0, y) if ty else 0.0
 
 
 def forward_expit(x: float) -> float:
@@ -1103,7 +1172,7 @@ def reverse_expit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_expit(x: float, out: float, tx: float) -> float:
-    return (tx * (out * expit(-x)) if tx else 0.0)
+    return tx * (out * expit(-x)) if tx else 0.0
 
 
 def forward_logit(x: float) -> float:
@@ -1115,7 +1184,7 @@ def reverse_logit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_logit(x: float, out: float, tx: float) -> float:
-    return (tx * divide(1, x * (1 - x)) if tx else 0.0)
+    return tx * divide(1, x * (1 - x)) if tx else 0.0
 
 
 def forward_log_expit(x: float) -> float:
@@ -1127,7 +1196,7 @@ def reverse_log_expit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log_expit(x: float, out: float, tx: float) -> float:
-    return (tx * expit(-x) if tx else 0.0)
+    return tx * expit(-x) if tx else 0.0
 
 
 def forward_softplus(x: float) -> float:
@@ -1139,7 +1208,7 @@ def reverse_softplus(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_softplus(x: float, out: float, tx: float) -> float:
-    return (tx * expit(x) if tx else 0.0)
+    return tx * expit(x) if tx else 0.0
 
 
 def forward_xlogy(x: float, y: float) -> float:
@@ -1151,7 +1220,9 @@ def reverse_xlogy(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_xlogy(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * log(y) if tx else 0.0) + (0.0 if x == 0.0 and y == 0.0 else ty * divide(x, y) if ty else 0.0)
+    from_x = tx * log(y) if tx else 0.0
+    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(x, y)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_xlog1py(x: float, y: float) -> float:
@@ -1163,7 +1234,9 @@ def reverse_xlog1py(w: float, x: float, y: float, out: float) -> tuple[float, fl
 
 
 def tangent_xlog1py(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (tx * log1p(y) if tx else 0.0) + (0.0 if x == 0.0 and y == -1.0 else ty * divide(x, 1 + y) if ty else 0.0)
+    from_x = tx * log1p(y) if tx else 0.0
+    from_y = (0.0 if x == 0.0 and y == -1.0 else ty * divide(x, 1 + y)) if ty else 0.0
+    return from_x + from_y
 
 
 def forward_sinc(x: float) -> float:
@@ -1175,7 +1248,7 @@ def reverse_sinc(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sinc(x: float, out: float, tx: float) -> float:
-    return (tx * sinc_derivative(1.0, x) if tx else 0.0)
+    return tx * sinc_derivative(1.0, x) if tx else 0.0
 
 
 def forward_sinc_derivative(x: float, y: float) -> float:
@@ -1187,15 +1260,15 @@ def reverse_sinc_derivative(w: float, x: float, y: float, out: float) -> tuple[f
 
 
 def tangent_sinc_derivative(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (ty * sinc_derivative(x + 1.0, y) if ty else 0.0)
+    return ty * sinc_derivative(x + 1.0, y) if ty else 0.0
 
 
-FORWARD: tuple[Callable[..., float] | None, ...] = (
-    None,
-    None,
-    None,
-    None,
-    None,
+FORWARD: tuple[Callable[..., float], ...] = (
+    structural,
+    structural,
+    structural,
+    structural,
+    structural,
     forward_add,
     forward_add,
     forward_add,
@@ -1330,12 +1403,12 @@ FORWARD: tuple[Callable[..., float] | None, ...] = (
 )
 """By opcode: f(x, ...) gives the value."""
 
-CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]] | None, ...] = (
-    None,
-    None,
-    None,
-    None,
-    None,
+CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]], ...] = (
+    structural,
+    structural,
+    structural,
+    structural,
+    structural,
     reverse_add,
     reverse_add,
     reverse_add,
@@ -1470,12 +1543,12 @@ CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]] | None, ...] = (
 )
 """By opcode: f(w, x, ..., out) gives what each operand's adjoint receives."""
 
-TANGENTS: tuple[Callable[..., float] | None, ...] = (
-    None,
-    None,
-    None,
-    None,
-    None,
+TANGENTS: tuple[Callable[..., float], ...] = (
+    structural,
+    structural,
+    structural,
+    structural,
+    structural,
     tangent_add,
     tangent_add,
     tangent_add,

@@ -6,11 +6,8 @@
 array([0.        , 1.38177329])
 """
 
-from . import (
-    functions,
-    special,
-    view,
-)  # they register what results are made of, and NumPy's functions
+# `functions` and `view` register NumPy's functions, and what results are made of.
+from . import functions, special, view
 from .array import Array
 from .checking import GradientCheck, check_gradients
 from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros

@@ -17,7 +17,7 @@ from .errors import LostGradientError, ReleasedTapeError, ThreadError, at_caller
 from .host import structural
 from .indexing import on_cells
 from .record import BOOL, FLOAT32, FLOAT64, cells_of, elementwise
-from .storage import Storage, Tracked, TrackedArray
+from .storage import Storage, Tracked, TrackedArray, TrackedScalar
 from .tape import recorder
 from .ufuncs import array_ufunc, power
 from .window import Window
@@ -340,7 +340,8 @@ class Array(Tracked):
     def dot(self, other: Any) -> Any:
         """Dot product as `numpy.dot` has it."""
         if self.ndim == 0 or np.ndim(other) == 0:
-            return elementwise("multiply", self, other)
+            plain = not isinstance(other, Tracked)
+            return elementwise("multiply", self, np.asarray(other) if plain else other)
         if np.ndim(other) <= 2:
             return structural("matmul", self, other)
         stack = np.moveaxis(other, -2, 0)
@@ -371,7 +372,9 @@ class Array(Tracked):
             window = getattr(x.window, method)(*args, **kwargs)
         except (TypeError, ValueError) as error:  # AxisError is a ValueError
             raise type(error)(f"{error}{at_caller()}") from None
-        return None if window is None else record.array(x.storage, window, x.dtype)
+        if window is None or (window.shape == () and isinstance(self, TrackedScalar)):
+            return window and self  # a scalar stays one, as NumPy's do
+        return record.array(x.storage, window, x.dtype)
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Return the elements in another shape: a view where NumPy gives one."""

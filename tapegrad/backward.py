@@ -141,11 +141,13 @@ def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import
         try:
             top = 0
             for cells, cotangent in seeds:
-                if isinstance(cells, (int, np.integer)):
+                if not cotangent.size:  # no elements: every gradient is zero, and there is one
+                    top = tape.flushed_cell
+                elif isinstance(cells, (int, np.integer)):
                     stop = int(cells) + cotangent.size
                     g[int(cells) : stop] += cotangent
                     top = max(top, stop)
-                elif cells.size:
+                else:
                     np.add.at(g, cells, cotangent)
                     top = max(top, int(cells.max()) + 1)
             execute.reverse(tape, g, top, strict)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import trees
 from .creation import array
 from .derivatives import _Call, _positions
-from .diagnosis import Fault, find_faults
 from .differences import central, one_sided
 from .errors import GradientMismatch, at_caller
 from .kernels.opcodes import HOST, LANES, ROW_OF
@@ -25,13 +24,16 @@ from .record import FLOAT32, shape_of
 from .storage import Floats, Tracked
 from .tape import recorder
 
+if TYPE_CHECKING:
+    from .diagnosis import Fault
+
 # Operations through which the complex step is exact: analytic, and NumPy's function is complex.
 ANALYTIC = frozenset((
     "input", "lanes", "host", "const", "carry", "add", "subtract", "multiply", "divide", "negative",
-    "positive", "float32", "stop_gradient", "power", "integer_power", "square", "reciprocal", "sqrt",
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos",
-    "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "sinc", "sum", "prod",
-    "cumsum", "cumprod", "matmul",
+    "positive", "float32", "stop_gradient", "power", "integer_power", "square", "reciprocal",
+    "sqrt", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "arcsin",
+    "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "sinc", "sum",
+    "prod", "cumsum", "cumprod", "matmul",
 ))  # fmt: skip
 _COMPLEX_STEP = 1e-20
 _KINK = 1e-3  # relative difference of the derivatives to both sides from which on it is a kink
@@ -108,8 +110,8 @@ def check_gradients(
     >>> check = tg.check_gradients(lambda x, y: np.sin(x) * y, np.array([1.0, 2.0]), 3.0)
     >>> check.method, check.count, check.largest_error < 1e-15
     ('complex step', 6, True)
-    >>> tg.check_gradients(lambda x: np.abs(x), 0.0).unresolved  # 0 is between -1 and 1
-    1
+    >>> tg.check_gradients(lambda x: np.where(x > 0.0, x, 0.1 * x), 0.0)  # 0.1 is the left slope
+    GradientCheck(1 derivatives by central differences, 1 of them at kinks or undefined; ...)
     """
     if not args:
         raise TypeError(
@@ -260,6 +262,8 @@ class _Comparison:
         return np.where(known, kink & between, unknown)
 
     def _fail(self, what: str, definitions: bool = False) -> None:
+        from .diagnosis import find_faults  # when something is wrong only
+
         faults = find_faults(self.call.recording.tapes, definitions)
         raise GradientMismatch(f"{what}{at_caller()}\n{_explanation(faults)}", faults)
 
@@ -366,6 +370,7 @@ def _explanation(faults: list[Fault]) -> str:
         return "\n".join(f"at fault: {fault!r}" for fault in faults)
     return (
         "No operation is at fault.  Likely reasons: a value that left the recording by .value, "
-        ".item() or tg.stop_gradient; a kink or a jump close by; a function whose values are too "
-        "noisy for differences, or that answers differently when it is called again."
+        ".item() or tg.stop_gradient; a kink or a jump close by; an infinite derivative times 0, "
+        "as in sqrt(x * x) at 0; a function whose values are too noisy for differences, or that "
+        "answers differently when it is called again."
     )

@@ -75,9 +75,7 @@ def _result(total: Floats | None, like: Any) -> Any:
         result = np.zeros(like.shape, like.dtype)
     else:
         result = np.array(total.reshape(like.shape), like.dtype, order="C")
-    if result.ndim:
-        return result
-    return float(result) if result.dtype == FLOAT64 else result[()]
+    return _float_for_no_axes(result)
 
 
 class _Call:
@@ -116,17 +114,11 @@ class _Call:
     def scalar_output(self) -> Any:
         """Return the output, which must be a single number."""
         output = self.output
-        if isinstance(output, Tracked):
-            if output.size == 1 and output.dtype.kind == "f":  # type: ignore[attr-defined]
-                return output
-            shape = output.shape  # type: ignore[attr-defined]
-        else:
-            if isinstance(output, (int, float, np.number)) or np.shape(output) == ():
-                return output
-            shape = np.shape(output)
+        if _is_real(output) and np.size(output) == 1:
+            return output
         raise TypeError(
-            f"tg.grad needs a function that returns a single number, but this one returned an "
-            f"output of shape {shape}; use tg.jacobian, tg.vjp, or return its sum{at_caller()}"
+            "tg.grad needs a function that returns a single number, but this one returned "
+            f"{_described(output)}; use tg.jacobian, tg.vjp, or return its sum{at_caller()}"
         )
 
     def sweep(self, output: Any, cotangent: Floats) -> dict[int, Floats]:
@@ -176,6 +168,8 @@ def value_and_grad(
     >>> tg.value_and_grad(lambda x: np.sum(x**2))(np.array([1.0, 2.0]))
     (5.0, array([2., 4.]))
     """
+
+    _check_function(f)
 
     @_like(f, "value_and_grad")
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
@@ -266,14 +260,23 @@ def vjp(f: Function, *args: Any, has_aux: bool = False) -> Any:
     call = _Call(f, args, {}, tuple(range(len(args))), has_aux)
     call.output = _numeric_list_as_array(call.output, call)
     outputs, tree = trees.flatten(call.output)
+    wrong = [output for output in outputs if not _is_real(output)]
+    if wrong or call.output is None:
+        call.release()
+        raise TypeError(
+            "tg.vjp needs a function that returns real numbers and arrays, but this one returned "
+            f"{_described(wrong[0] if wrong else None)}; return other things beside them, with "
+            f"has_aux=True{at_caller()}"
+        )
     value = trees.map(_plain, call.output)
 
     def pull(cotangent: Any) -> tuple[Any, ...]:
-        parts, got = trees.flatten(cotangent)
-        if got != tree:
+        try:
+            parts = trees.flatten_like(tree, cotangent, is_leaf=trees.is_numeric_list)
+        except ValueError as error:
             raise ValueError(
-                f"the cotangent has structure {got}, but the output has {tree}{at_caller()}"
-            )
+                f"the cotangent must have the output's structure: {error}{at_caller()}"
+            ) from None
         totals: dict[int, Floats] = {}
         for output, part in zip(outputs, parts, strict=True):
             seed = backward.check_cotangent(part, record.shape_of(output))
@@ -313,18 +316,19 @@ def jacobian(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = Fals
            [ 0., 16.]])
     """
 
+    _check_function(f)
+
     @_like(f, "jacobian")
     def jacobian_matrix(*args: Any, **kwargs: Any) -> Any:
         call = _Call(f, args, kwargs, argnums, has_aux)
         try:
             output = _numeric_list_as_array(call.output, call)
-            if not isinstance(output, Tracked):
-                output = np.asarray(output)
-                if output.dtype.kind not in "fiu":
-                    raise TypeError(
-                        "tg.jacobian needs a function that returns one array; use tg.vjp for "
-                        f"structures{at_caller()}"
-                    )
+            if not _is_real(output):
+                raise TypeError(
+                    "tg.jacobian needs a function that returns one array of real numbers, but "
+                    f"this one returned {_described(output)}; gather arrays by np.stack or "
+                    f"np.concatenate, or use tg.vjp for structures{at_caller()}"
+                )
             result = call.pick(_rows(call, output))
         finally:
             call.release()
@@ -336,19 +340,18 @@ def jacobian(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = Fals
 def _rows(call: _Call, output: Any) -> list[Any]:
     """Return the Jacobian with respect to each argument, one sweep a row."""
     shape = record.shape_of(output)
-    size = int(np.prod(shape))
     leaves = [leaf for argument in call.arguments for leaf in argument.leaves]
-    blocks = {id(leaf): np.zeros((size, leaf.value.size), leaf.value.dtype) for leaf in leaves}
-    seed = np.zeros(size)
-    for i in range(size):
-        seed[i] = 1.0
+    blocks = {id(leaf): np.zeros(shape + leaf.value.shape, leaf.value.dtype) for leaf in leaves}
+    size = int(np.prod(shape))
+    rows = {id(leaf): blocks[id(leaf)].reshape(size, *leaf.value.shape) for leaf in leaves}
+    seed = np.zeros(shape)
+    for i, element in enumerate(np.ndindex(shape)):
+        seed[element] = 1.0
         for key, adjoint in call.sweep(output, seed).items():
-            blocks[key][i] = adjoint
-        seed[i] = 0.0
+            rows[key][i] = adjoint.reshape(rows[key].shape[1:])
+        seed[element] = 0.0
     return [
-        argument.build(
-            [blocks[id(leaf)].reshape(shape + leaf.value.shape) for leaf in argument.leaves]
-        )
+        argument.build([_float_for_no_axes(blocks[id(leaf)]) for leaf in argument.leaves])
         for argument in call.arguments
     ]
 
@@ -366,6 +369,21 @@ def _numeric_list_as_array(output: Any, call: _Call) -> Any:
     return output
 
 
+def _is_real(x: Any) -> bool:
+    """Whether an output is one array, or number, that has a derivative or is a constant."""
+    if isinstance(x, Tracked):
+        return record.dtype_of(x).kind == "f"
+    if isinstance(x, (int, float, np.number, np.ndarray)) and not isinstance(x, bool):
+        return np.asarray(x).dtype.kind in "fiu"
+    return False
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, (Tracked, np.ndarray)):
+        return f"an array of dtype {output.dtype} and shape {output.shape}"  # type: ignore
+    return "None" if output is None else f"a {type(output).__name__}"
+
+
 def _is_number(x: Any) -> bool:
     if isinstance(x, TrackedArray):
         return x.window.shape == ()
@@ -378,10 +396,13 @@ def _plain(x: Any) -> Any:
 
 def _plain_number(x: Any) -> Any:
     """Return a value without its recording: a writable ndarray, or a number for no axes."""
-    value = np.array(x.value if isinstance(x, Tracked) else x)  # type: ignore[attr-defined]
-    if value.ndim:
-        return value
-    return float(value) if value.dtype == FLOAT64 else value[()]
+    return _float_for_no_axes(np.array(x.value if isinstance(x, Tracked) else x))  # type: ignore
+
+
+def _float_for_no_axes(x: Any) -> Any:
+    if x.ndim:
+        return x
+    return float(x) if x.dtype == FLOAT64 else x[()]
 
 
 def _pair(output: Any) -> tuple[Any, Any]:

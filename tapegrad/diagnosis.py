@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
+from math import isfinite, isinf
+from typing import Any, cast
 
 import numpy as np
 
@@ -209,7 +210,7 @@ def _elementwise_fault(step: _Step, definitions: bool) -> Fault | None:
     exact = _exact_value(step) if definitions else None
     if exact is not None and not _same(value, exact, _COARSE):  # float32 rounds
         return step.fault(f"its value is {value!r}, but its definition's {exact!r}")
-    partials = contribution(1.0, *step.operands, step.out)
+    partials = map(float, contribution(1.0, *step.operands, step.out))
     for i, (partial, cell) in enumerate(zip(partials, step.cells, strict=True)):
         if cell < 0:
             continue
@@ -231,34 +232,38 @@ def _doubted(step: _Step, i: int, partial: float) -> float | None:
     Differences pass most partials; for the others the definition in the table decides, by mpmath
     where it is installed.  Outside a row's domain its partial is a convention, which is no fault.
     """
-    rule: Any = rules.FORWARD[step.op]
+    x, rule = step.operands[i], cast(Any, rules.FORWARD[step.op])
 
     def value(t: float) -> Floats:
         return np.array([rule(*step.operands[:i], t, *step.operands[i + 1 :])])
 
-    slope, error = (float(part[0]) for part in central(value, step.operands[i], _SURE, _TINY))
-    if _same(partial, slope, _COARSE) and error < _COARSE * (1.0 + abs(slope)):
+    found = [central(value, x, _SURE, _TINY, scale) for scale in (abs(x), 1.0)]
+    slopes = [float(slope[0]) for slope, _ in found]
+    error = float(max(error[0] for _, error in found))
+    if any(_same(partial, slope, _COARSE) for slope in slopes):
         return None
     if not _in_domain(step):
         return None
     exact = _exact_partial(step, i)
     if exact is not None:
-        return None if _same(partial, exact, _SURE) else exact
-    trusted = error <= _COARSE * abs(slope) + _TINY
-    return slope if trusted and not _same(partial, slope, 10.0 * _COARSE) else None
+        # Beyond the largest float there is nothing to compare with.
+        return None if isinf(exact) or _same(partial, exact, _SURE) else exact
+    # Two scales that agree have not both stepped over a kink.
+    trusted = error < _COARSE * max(abs(slopes[0]), abs(partial))
+    return slopes[0] if trusted and _same(slopes[0], slopes[1], 10.0 * _COARSE) else None
 
 
 def _same(value: float, expected: float, rtol: float) -> bool:
     if value == expected or (value != value and expected != expected):
         return True
-    return bool(abs(value - expected) <= rtol * abs(expected) + _TINY)  # False for nan
+    return isfinite(expected) and abs(value - expected) <= rtol * abs(expected) + _TINY
 
 
 def _in_domain(step: _Step) -> bool:
     from .ops.row import in_domain  # the table is needed for suspects only
     from .ops.table import TABLE
 
-    finite = all(np.isfinite(x) for x in step.operands)
+    finite = all(isfinite(x) for x in step.operands)
     return finite and in_domain(TABLE[ROW_OF[step.op]], step.operands)
 
 
@@ -292,10 +297,13 @@ def _exact_partial(step: _Step, i: int) -> float | None:
         return None
     import mpmath
 
-    with mpmath.workdps(30):
+    with mpmath.workdps(60):
         point = [mpmath.mpf(x) for x in step.operands]
-        moved = lambda t: definition(*point[:i], t, *point[i + 1 :])  # noqa: E731
-        return float(mpmath.diff(moved, point[i]))
+        h = mpmath.mpf("1e-20") * (abs(point[i]) or 1)
+        up, down = (
+            definition(*point[:i], point[i] + offset, *point[i + 1 :]) for offset in (h, -h)
+        )
+        return float((up - down) / (2 * h))
 
 
 # -- structural rows -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 from .storage import Floats
 
 EPSILON = 2.0**-52
+_SMALLEST = 2.0**-1022
 # Relative steps: the first serves smooth functions (the error of the extrapolated difference goes
 # with h**4, that of rounding with 1/h); the others come closer where a kink or the end of the
 # domain is near, or the function is steep.
@@ -16,13 +17,14 @@ _STEPS = (2.0**-10, 2.0**-14, 2.0**-18, 2.0**-22)
 
 
 def central(
-    g: Callable[[float], Floats], t: float, rtol: float, atol: float
+    g: Callable[[float], Floats], t: float, rtol: float, atol: float, scale: float | None = None
 ) -> tuple[Floats, Floats]:
     """Differentiate a vector-valued function of one number by central differences.
 
     Differences with steps h and h/2 are extrapolated to h = 0; how far that goes beyond the better
     of the two, and the rounding of the function's values, estimate the error.  Smaller steps are
-    tried until the estimate meets the tolerances in every element, and the best one counts.
+    tried until the estimate meets the tolerances in every element, and the best one counts.  They
+    are relative to `scale`, by default to `t`, or to 1 where that is larger.
 
     Returns
     -------
@@ -35,20 +37,28 @@ def central(
     >>> slope.round(9), bool(np.all(error < 1e-9))
     (array([6., 1.]), True)
     """
-    best = error = np.empty(0)
-    for step in _STEPS:
-        h = step * max(1.0, abs(t))
-        values = [g(t + offset) for offset in (h, -h, 0.5 * h, -0.5 * h)]
+    best = error = ratio = np.empty(0)
+    steps = [step * (scale or max(1.0, abs(t))) for step in _STEPS]
+    if scale is None and 0.0 < abs(t) < _STEPS[0]:
+        steps.append(_STEPS[0] * abs(t))  # something may happen at 0, as for log and cbrt
+    for h in steps:
+        points = [t + offset for offset in (h, -h, 0.5 * h, -0.5 * h)]
+        values = [g(point) for point in points]
         with np.errstate(all="ignore"):
-            wide, narrow = (values[0] - values[1]) / (2.0 * h), (values[2] - values[3]) / h
+            wide = (values[0] - values[1]) / np.float64(points[0] - points[1])
+            narrow = (values[2] - values[3]) / np.float64(points[2] - points[3])
             found = narrow + (narrow - wide) / 3.0
             size = np.max(np.abs(values), axis=0)
             doubt = np.abs(found - narrow) + 4.0 * EPSILON * size / h
-        doubt = np.where(np.isfinite(doubt) & np.isfinite(found), doubt, np.inf)
+            doubt[~np.isfinite(doubt + found)] = np.inf
+            quality = doubt / (atol + rtol * np.abs(found) + _SMALLEST)
+            quality[np.isinf(doubt)] = np.inf
         if best.shape != found.shape:
-            best, error = found, doubt
-        best, error = np.where(doubt < error, found, best), np.minimum(doubt, error)
-        if np.all(error <= atol + rtol * np.abs(best)):
+            best, error, ratio = found, doubt, quality
+        better = quality < ratio
+        best, error = np.where(better, found, best), np.where(better, doubt, error)
+        ratio = np.where(better, quality, ratio)
+        if np.all(ratio <= 1.0):
             break
     return best, error
 

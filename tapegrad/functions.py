@@ -70,12 +70,23 @@ def _rearranged(function: Any) -> Function:
 
 _REARRANGING: tuple[Any, ...] = (
     np.flip, np.fliplr, np.flipud, np.roll, np.rot90, np.repeat, np.tile, np.take,
-    np.take_along_axis, np.diagonal, np.delete, np.compress, np.extract, np.resize, np.broadcast_to,
-    np.moveaxis, np.rollaxis, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d,
-    np.transpose, np.swapaxes, np.squeeze, np.ravel, np.reshape,
+    np.take_along_axis, np.diagonal, np.delete, np.resize, np.broadcast_to, np.moveaxis,
+    np.rollaxis, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d, np.transpose, np.swapaxes, np.squeeze, np.ravel, np.reshape,
 )  # fmt: skip
 for _function in _REARRANGING:
     FUNCTIONS[_function] = _rearranged(_function)
+
+
+@implements(np.compress)
+def compress(condition: Any, a: Any, axis: Any = None, out: Any = None) -> Any:
+    """Return the slices along an axis where a condition holds."""
+    return np.take(a, np.flatnonzero(_value(condition)), axis=axis)
+
+
+@implements(np.extract)
+def extract(condition: Any, arr: Any) -> Any:
+    """Return the elements where a condition holds, along one axis."""
+    return np.take(arr, np.flatnonzero(_value(condition)))
 
 
 def _view(method: str) -> Function:
@@ -354,7 +365,9 @@ for _function in (
 FUNCTIONS[np.shape] = lambda a: a.shape
 FUNCTIONS[np.ndim] = lambda a: a.ndim
 FUNCTIONS[np.size] = lambda a, axis=None: a.size if axis is None else a.shape[axis]
-FUNCTIONS[np.result_type] = lambda *xs: np.result_type(*[getattr(x, "dtype", x) for x in xs])
+FUNCTIONS[np.result_type] = lambda *xs: np.result_type(
+    *[record.dtype_of(x) if isinstance(x, Tracked) else x for x in xs]
+)
 FUNCTIONS[np.can_cast] = lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting)
 
 __all__ = ["FUNCTIONS", "TrackedArray", "implements"]

@@ -6,10 +6,11 @@ A sweep that meets one calls `HostCall.forward` or `HostCall.reverse`; the rule 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_tuple
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from .errors import at_caller
 from .kernels.opcodes import HOST
@@ -145,10 +146,11 @@ def _axes(name: str, axis: Any, ndim: int) -> Any:
     if ndim == 0 and (axis == 0 or axis == -1):
         return ()  # NumPy lets a number pass for a vector of one element here
     try:
-        axes = normalize_axis_tuple(axis, ndim)
+        if name in ("cumsum", "cumprod"):
+            return normalize_axis_index(operator.index(axis), ndim)
+        return normalize_axis_tuple(axis, ndim)
     except (TypeError, ValueError) as error:  # AxisError is a ValueError
         raise type(error)(f"{name}: axis={axis!r}: {error}{at_caller()}") from None
-    return axes[0] if name in ("cumsum", "cumprod") else axes
 
 
 def result_shape(name: str, shapes: list[Shape], params: dict[str, Any]) -> Shape:

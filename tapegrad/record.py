@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import NotDifferentiableError, at_caller
-from .kernels.opcodes import CARRY, LANES, NONDIFF, RESULT, ROWS
+from .kernels.opcodes import CARRY, INTEGER_OPERAND, LANES, NONDIFF, RESULT, ROWS
 from .storage import Storage, Tracked, TrackedArray, TrackedScalar
 from .tape import Tape, recorder
 from .window import Shape, Window, broadcast_shapes, coalesce
@@ -159,6 +159,8 @@ def result_dtype(row: str, operands: Sequence[Any]) -> np.dtype[Any]:
         return BOOL
     if kind == "int":
         return INT64
+    if row in INTEGER_OPERAND:
+        operands = operands[1 - INTEGER_OPERAND[row] :][:1]  # the other one decides
     dtype = promote(operands[1:] if row == "where" else operands)
     if dtype == FLOAT32 or row == "float32":
         return FLOAT32

@@ -10,7 +10,7 @@ import numpy as np
 from .errors import NotDifferentiableError, at_caller
 from .host import structural
 from .indexing import assign
-from .kernels.opcodes import MULTI_UFUNCS, UFUNCS
+from .kernels.opcodes import INTEGER_OPERAND, MULTI_UFUNCS, UFUNCS
 from .record import FLOAT64, elementwise, operand, promote, shape_of
 from .storage import Tracked, TrackedArray
 
@@ -29,9 +29,15 @@ def power(x: Any, y: Any) -> Any:
     return elementwise("power", x, y)
 
 
+def _in_double(x: Any) -> Any:
+    x = operand(x)
+    return x.astype(FLOAT64) if getattr(x, "dtype", FLOAT64) != FLOAT64 else x
+
+
 # Ufuncs that are more than one row, or a choice between rows.
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     np.power: power,
+    np.float_power: lambda x, y: elementwise("power", _in_double(x), _in_double(y)),
     np.matmul: lambda x, y: structural("matmul", x, y),
     np.bitwise_and: lambda x, y: elementwise("logical_and", x, y),
     np.bitwise_or: lambda x, y: elementwise("logical_or", x, y),
@@ -101,6 +107,9 @@ def _call(ufunc: Any, inputs: Any) -> Any:
     row = UFUNCS.get(ufunc.__name__)
     if row is None:
         raise _unsupported(f"np.{ufunc.__name__}")
+    position = INTEGER_OPERAND.get(row)
+    if position is not None:
+        _check_integer(ufunc, inputs[position], position)
     return elementwise(row, *inputs)
 
 
@@ -126,6 +135,15 @@ def _method(ufunc: Any, method: str, inputs: Any, kwargs: dict[str, Any]) -> Any
     raise _unsupported(f"np.{ufunc.__name__}.{method}")
 
 
+def _check_integer(ufunc: Any, x: Any, position: int) -> None:
+    known = operand(x)
+    if promote((known,)).kind == "f" and not isinstance(known, int):
+        raise TypeError(
+            f"np.{ufunc.__name__}: operand number {position + 1} must be an integer; convert it "
+            f"with .astype(int){at_caller()}"
+        )
+
+
 def _check_boolean(ufunc: Any, inputs: Any) -> None:
     for x in inputs:
         dtype = getattr(x, "dtype", np.dtype(type(x)) if isinstance(x, (bool, float)) else None)
@@ -138,7 +156,9 @@ def _check_boolean(ufunc: Any, inputs: Any) -> None:
 
 def _store(ufunc: Any, out: Any, where: Any, result: Any) -> Any:
     results = result if isinstance(result, tuple) else (result,)
+    stored = []
     for target, value in zip(out, results, strict=True):
+        stored.append(value if target is None else target)
         if target is None:
             continue
         if not isinstance(target, TrackedArray):
@@ -155,7 +175,7 @@ def _store(ufunc: Any, out: Any, where: Any, result: Any) -> Any:
         if where is not True:
             value = elementwise("where", where, value, target)
         assign(target, ..., value)
-    return out[0] if len(out) == 1 else out
+    return stored[0] if len(stored) == 1 else tuple(stored)
 
 
 def _unsupported(what: str) -> NotDifferentiableError:

@@ -381,6 +381,8 @@ class Window:
         through the view must know the window.
         """
         size = buffer.itemsize
+        if 0 in self.shape:  # offset and strides may then lie outside of any buffer
+            return np.empty(self.shape, buffer.dtype)
         return np.ndarray(
             self.shape,
             buffer.dtype,

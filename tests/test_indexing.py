@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tapegrad as tg
+from tapegrad.tape import recorder
 
 HERE = os.path.basename(__file__)
 STEP = 1e-200  # of the complex step, whose error is of its square
@@ -229,8 +230,6 @@ def test_an_index_may_be_a_tracked_integer():
 
 
 def test_reading_and_renaming_record_nothing():
-    from tapegrad.tape import recorder
-
     x = matrix()
     y = x * 1
     before = recorder.tape.next_cell

@@ -1,4 +1,4 @@
-"""Emits kernels/cpu/lanes.py: the interpreters of array instructions, opcode outside, lanes inside."""
+"""Emits kernels/cpu/lanes.py: interpreters of array instructions, lanes inside opcodes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _PARTIALS = np.array(
 
 
 @helper
-def is_uniform(d, at, ndim):  # type: ignore[no-untyped-def]
+def is_uniform(d, at, ndim):
     """Say whether all lanes of a window are one cell."""
+    moves = 0
     for axis in range(ndim):
-        if d[at + 2 + axis] != 0:
-            return False
-    return True
+        moves |= d[at + 2 + axis]
+    return moves == 0
 
 
 @helper
-def is_contiguous(d, at, ndim, shape):  # type: ignore[no-untyped-def]
+def is_contiguous(d, at, ndim, shape):
     """Say whether the lanes of a window are consecutive cells."""
     expected = 1
     for axis in range(ndim - 1, -1, -1):
@@ -51,8 +51,8 @@ def is_contiguous(d, at, ndim, shape):  # type: ignore[no-untyped-def]
 
 
 @helper
-def locate(d, at, ndim, shape, lane, n, places):  # type: ignore[no-untyped-def]
-    """Write the places of `n` lanes of a window from `lane` on, a run of the last axis at a time."""
+def locate(d, at, ndim, shape, lane, n, places):
+    """Write the places of `n` lanes of a window from `lane` on, by runs of the last axis."""
     inner = d[shape + ndim - 1]
     step = d[at + 1 + ndim]
     done = 0
@@ -72,7 +72,7 @@ def locate(d, at, ndim, shape, lane, n, places):  # type: ignore[no-untyped-def]
 
 
 @helper
-def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):  # type: ignore[no-untyped-def]
+def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):
     """Return the values of `n` lanes of an operand: in place where they are contiguous."""
     kind = d[at]
     if kind != _INDEXED and kind != _CONSTANT and is_contiguous(d, at, ndim, shape):
@@ -96,12 +96,21 @@ def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):  # type: ignore
 
 
 @helper
-def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, strict):  # type: ignore[no-untyped-def]
-    """Add `n` contributions to the adjoints of an operand; a lane without adjoint adds nothing."""
+def count_zeros(w):
+    """Return how many lanes have no adjoint."""
+    zeros = 0
+    for m in range(w.size):
+        zeros += w[m] == 0.0
+    return zeros
+
+
+@helper
+def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, masked):
+    """Add `n` contributions to the adjoints of an operand, if masked only where there is one in w."""
     kind = d[at]
-    if kind == _CONSTANT or kind == _PASSIVE:
+    if kind != _CELLS and kind != _INDEXED:
         return
-    if not strict:
+    if masked:
         for m in range(n):
             c[m] = c[m] if w[m] != 0.0 else 0.0
     if is_uniform(d, at, ndim):
@@ -129,7 +138,7 @@ def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, strict):  # type
 '''
 
 _VALUES = '''@helper
-def rare_value(o, x, y, z):  # type: ignore[no-untyped-def]
+def rare_value(o, x, y, z):
     """Return one lane of a row that calls a function beyond the common ones."""
 {rare}
     else:
@@ -138,7 +147,7 @@ def rare_value(o, x, y, z):  # type: ignore[no-untyped-def]
 
 
 @helper
-def values(o, xs, ys, zs, out):  # type: ignore[no-untyped-def]
+def values(o, xs, ys, zs, out):
     """Compute a block of lanes of one row."""
     n = out.size
 {common}
@@ -148,7 +157,7 @@ def values(o, xs, ys, zs, out):  # type: ignore[no-untyped-def]
 '''
 
 _CONTRIBUTIONS = '''@helper
-def rare_contributions(o, w, x, y, z, out):  # type: ignore[no-untyped-def]
+def rare_contributions(o, w, x, y, z, out):
     """Return what each operand's adjoint receives from one lane of such a row."""
     to_x = to_y = to_z = 0.0
 {rare}
@@ -156,7 +165,7 @@ def rare_contributions(o, w, x, y, z, out):  # type: ignore[no-untyped-def]
 
 
 @helper
-def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):  # type: ignore[no-untyped-def]
+def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
     """Compute what each operand's adjoint receives from a block of lanes of one row."""
     n = w.size
 {common}
@@ -167,7 +176,7 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):  # type: ignore[n
 '''
 
 _KERNELS = '''@kernel
-def forward(op, a, b, d, x, k, v, start, stop, cell, lane, limit):  # type: ignore[no-untyped-def]
+def forward(op, a, b, d, x, k, v, start, stop, cell, lane, limit):
     """Run LANES instructions from `start` on, from lane `lane` of the first, about `limit` lanes.
 
     Returns (position, cell, lane): where to go on, which is not a LANES instruction, or is `stop`,
@@ -207,10 +216,10 @@ def forward(op, a, b, d, x, k, v, start, stop, cell, lane, limit):  # type: igno
 
 
 @kernel
-def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):  # type: ignore[no-untyped-def]
+def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):
     """Run LANES instructions `start` - 1 down to `stop`, about `limit` lanes.
 
-    `cell` is the first cell after instruction `start` - 1, and `lane` the number of its lanes still to
+    `cell` is the first cell after instruction `start` - 1, and `lane` how many of its lanes are to
     do, -1 for all. Returns (position, cell, lane) in the same sense.
     """
     scratch = np.empty((6, BLOCK))
@@ -234,7 +243,8 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):  #
             lane -= n
             limit -= n
             w = g[base + lane : base + lane + n]
-            if partials and (strict or np.any(w)):
+            zeros = 0 if strict else count_zeros(w)
+            if partials and zeros < n:
                 xs = load(d, first, ndim, shape, lane, n, x, k, v, places, scratch[0])
                 ys = xs
                 zs = xs
@@ -245,15 +255,12 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):  #
                         d, first + 2 * size, ndim, shape, lane, n, x, k, v, places, scratch[2]
                     )
                 outs = v[base + lane : base + lane + n]
-                contributions(
-                    o, w, xs, ys, zs, outs, scratch[3], scratch[4], scratch[5], strict
-                )
+                contributions(o, w, xs, ys, zs, outs, scratch[3], scratch[4], scratch[5], strict)
                 for j in range(arity):
                     if partials >> j & 1:
-                        accumulate(
-                            *(d, first + j * size, ndim, shape, lane, n),
-                            *(x, g, w, scratch[3 + j], places, strict),
-                        )
+                        operand = first + j * size
+                        c = scratch[3 + j]
+                        accumulate(d, operand, ndim, shape, lane, n, x, g, w, c, places, zeros > 0)
             w[:] = 0.0
         if lane > 0:
             break
@@ -301,7 +308,9 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         _WINDOWS.format(
             lanes=STRUCTURAL.index("LANES"), arity=_digits(arity), partials=_digits(partials)
         ),
-        _VALUES.format(rare=chain(rare, _rare_value, "    "), common=chain(common, _values, "    ")),
+        _VALUES.format(
+            rare=chain(rare, _rare_value, "    "), common=chain(common, _values, "    ")
+        ),
         _CONTRIBUTIONS.format(
             rare=chain(rare, _rare_contributions, "    "),
             common=chain(common, _contributions, "    "),
@@ -309,7 +318,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         _KERNELS,
         _COMPILE,
     ]
-    return "\n".join([header, preamble(used, numpy=True), "\n\n".join(body)])
+    return "\n".join([header, preamble(used), "\n\n".join(body)])
 
 
 def _digits(values: list[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from tapegrad.kernels.emit.language import natural
 from tapegrad.ops.row import CONSTANTS
 
 SOURCE = Path(__file__).parents[1] / "functions.py"
@@ -50,7 +51,7 @@ def _functions() -> dict[str, tuple[str, set[str]]]:
     return found
 
 
-def preamble(used: set[str], *, numpy: bool = False) -> str:
+def preamble(used: set[str]) -> str:
     """Return imports, constants and functions for a compiled module that uses these names."""
     functions = _functions()
     needed = set(used)
@@ -62,17 +63,14 @@ def preamble(used: set[str], *, numpy: bool = False) -> str:
     unknown = used - set(functions) - set(MATH) - set(CONSTANTS) - BUILTINS - {"float32"}
     if unknown:
         raise ValueError(f"no function {sorted(unknown)}; write it in kernels/functions.py")
-    aliases = sorted((MATH[name], name) for name in needed & set(MATH) - set(functions))
-    plain = sorted(a for a, b in aliases if a == b)
-    plain += sorted(needed & {"inf", "nan", "pi"})
-    parts = ["from __future__ import annotations\n"]
-    parts += [f"from math import {a} as {b}" for a, b in aliases if a != b]
-    if plain:
-        parts += ["from math import (", *(f"    {name}," for name in sorted(plain)), ")"]
-    parts += ["\nimport numpy as np\n" if numpy or "float32" in needed else ""]
+    aliases = {name: MATH[name] for name in needed & set(MATH) - set(functions)}
+    aliases |= {name: name for name in needed & {"inf", "nan", "pi"}}
+    parts = ["from __future__ import annotations\n", "import math\n", "import numpy as np\n"]
     parts += ["from tapegrad.kernels.cpu.jit import helper, kernel\n"]
-    named = [name for name in CONSTANTS if name in needed - {"inf", "nan", "pi"}]
-    parts += [f"{name} = {CONSTANTS[name]!r}" for name in named]
+    parts += [f"{name} = math.{aliases[name]}" for name in sorted(aliases, key=natural)]
+    parts += [
+        f"{name} = {CONSTANTS[name]!r}" for name in CONSTANTS if name in needed - set(aliases)
+    ]
     parts += ["\n"]
     if "float32" in needed:
         parts += [FLOAT32 + "\n"]

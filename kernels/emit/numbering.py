@@ -31,7 +31,8 @@ def variants(row: Row) -> tuple[str, ...]:
     """Return the variants that a row has.
 
     Cheap binary rows have both, and integer powers the one they are used with. A row that calls a
-    function is not made faster by a variant: its constants are cells, and the kernels compile sooner.
+    function is not made faster by a variant: its constants are cells, and the kernels compile
+    sooner.
     """
     if row.name == "integer_power":
         return (CELLS, XK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
-from tapegrad.kernels.emit.language import HEADER, compiled, contribution, names_in, tree
+from tapegrad.kernels.emit.language import HEADER, compiled, contribution, fit, names_in, tree
 from tapegrad.kernels.emit.library import preamble
 from tapegrad.kernels.emit.numbering import CELLS, KX, STRUCTURAL, Opcode
 from tapegrad.ops.row import Nondiff, Partial, Row, called, parse
@@ -13,7 +13,7 @@ from tapegrad.ops.row import Nondiff, Partial, Row, called, parse
 _INPUT, _LANES, _HOST, _CONST, _CARRY = range(len(STRUCTURAL))
 
 _FORWARD = '''@kernel
-def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
+def forward(op, a, b, k, v, start, stop, cell):
     """Run instructions from `start`, whose first cell is `cell`; stop early before LANES or HOST.
 
     Returns (position, cell): the instruction not yet run, and its first cell.
@@ -51,11 +51,12 @@ def forward(op, a, b, k, v, start, stop, cell):  # type: ignore[no-untyped-def]
 '''
 
 _REVERSE = '''@kernel
-def reverse(op, a, b, k, v, g, start, stop, cell, strict):  # type: ignore[no-untyped-def]
+def reverse(op, a, b, k, v, g, start, stop, cell, strict):
     """Run instructions `start` - 1 down to `stop`; `cell` is the first cell after them.
 
-    Returns (position, cell): the sweep stopped below `position`, whose first cell is `cell`. Adjoints
-    are cleared as they are used, but for those of inputs, which the caller reads.
+    Returns (position, cell): the sweep stopped below `position`, and `cell` is the first cell after
+    what is left. Adjoints are cleared as they are used, but for those of inputs: the caller reads
+    them.
     """
     i = np.uint64(start)
     end = np.uint64(stop)
@@ -86,11 +87,11 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):  # type: ignore[no-un
 '''
 
 _RARE_FORWARD = '''@helper
-def rare_forward(o, v, p, q):  # type: ignore[no-untyped-def]
+def rare_forward(o, v, p, q):
     """Return the value of a row that calls a function beyond the common ones.
 
-    These rows have a switch of their own: one switch over all of them compiles much more slowly, and
-    the call costs little beside the functions.
+    These rows have a switch of their own: one switch over all of them compiles much more slowly,
+    and the call costs little beside the functions.
     """
     s = v[p]
 {cases}
@@ -100,7 +101,7 @@ def rare_forward(o, v, p, q):  # type: ignore[no-untyped-def]
 '''
 
 _RARE_REVERSE = '''@helper
-def rare_reverse(o, v, g, w, c, p, q):  # type: ignore[no-untyped-def]
+def rare_reverse(o, v, g, w, c, p, q):
     """Return what the adjoint of cell p receives, and add what that of cell q does."""
     s = v[p]
 {cases}
@@ -158,7 +159,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for name in names_in(node) - {*row.operands, *row.let, "out"}
     }
     header = HEADER.format(title="The scalar interpreters: one switch over opcodes, compiled once.")
-    return "\n".join([header, preamble(used, numpy=True), "\n\n".join(kernels)])
+    return "\n".join([header, preamble(used), "\n\n".join(kernels)])
 
 
 def chain(
@@ -176,7 +177,7 @@ def chain(
         lines.append(f"{indent}# {', '.join(opcode.name.lower() for opcode in group)}")
         test = " or ".join(f"o == {opcode.number}" for opcode in group)
         lines.append(f"{indent}{word} {test}:")
-        lines += [f"{indent}    {line}" for line in body]
+        lines += [part for line in body for part in fit(f"{indent}    {line}")]
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ ROWS = (
         kinks=TIES,
         samples=PAIRS,
         specials=INFINITE + NANS,
-        doc="The larger number; nan if one is nan. The gradient goes to where the value came from.",
+        doc="The larger number; nan if one is nan. The gradient goes where the value came from.",
     ),
     op(
         "minimum",
@@ -42,7 +42,7 @@ ROWS = (
         kinks=TIES,
         samples=PAIRS,
         specials=INFINITE + NANS,
-        doc="The smaller number; nan if one is nan. The gradient goes to where the value came from.",
+        doc="The smaller number; nan if one is nan. The gradient goes where the value came from.",
     ),
     op(
         "fmax",

@@ -4,10 +4,10 @@ A row says everything about one elementwise operation: how its value is computed
 derivatives, where it is differentiable, what it answers at its kinks, and the points at which it is
 tested. Interpreters, tangent rules, tests and the reference page are generated from rows.
 
-Expressions are ordinary Python expressions over the operands ``x``, ``y``, ``z``. A partial may also
-use ``out``, the names of ``let``, the constants below, the names of other rows as functions,
-arithmetic, comparisons, ``and``/``or``/``not`` and ``A if c else B``; nothing else, so that a partial is
-itself a program in rows and can be differentiated again.
+Expressions are ordinary Python expressions over the operands ``x``, ``y``, ``z``. A partial may
+also use ``out``, the names of ``let``, the constants below, the names of other rows as functions,
+arithmetic, comparisons, ``and``/``or``/``not`` and ``A if c else B``; nothing else, so that a
+partial is itself a program in rows and can be differentiated again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 CONSTANTS = {
@@ -174,8 +174,8 @@ def op(
     ulp
         How far the value may be from the mpmath oracle, in units in the last place...
     scale
-        ... of the value, or of this number where the value is smaller: near a root a function may be
-        accurate in the absolute only.
+        ... of the value, or of this number where the value is smaller: near a root a function may
+        be accurate in the absolute only.
     doc
         One sentence, for the reference page.
     """
@@ -239,7 +239,9 @@ def _check_fields(row: Row) -> None:
     if row.operands != OPERANDS[: row.arity] or not row.operands:
         raise ValueError(f"row {row.name!r}: operands are 'x', 'x y' or 'x y z', in this order")
     if row.result not in ("float", "bool", "int"):
-        raise ValueError(f"row {row.name!r}: result is 'float', 'bool' or 'int', not {row.result!r}")
+        raise ValueError(
+            f"row {row.name!r}: result is 'float', 'bool' or 'int', not {row.result!r}"
+        )
     if not row.doc.endswith("."):
         raise ValueError(f"row {row.name!r}: doc is a sentence, and ends with a full stop")
     for point in itertools.chain(row.points, (partials for _, partials in row.kinks)):
@@ -270,7 +272,7 @@ def _check_names(row: Row) -> None:
                 )
 
 
-_SIGNS = {
+_SIGNS: dict[str, Callable[[float], bool]] = {
     "a positive value": lambda t: t > 0.0,
     "a negative value": lambda t: t < 0.0,
     "0.0": lambda t: t == 0.0 and math.copysign(1.0, t) > 0.0,

@@ -58,9 +58,7 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     """
     leading = g.ndim - len(shape)
     stretched = tuple(
-        leading + i
-        for i, extent in enumerate(shape)
-        if extent == 1 and g.shape[leading + i] != 1
+        leading + i for i, extent in enumerate(shape) if extent == 1 and g.shape[leading + i] != 1
     )
     if leading or stretched:
         g = np.sum(g, axis=tuple(range(leading)) + stretched, keepdims=True)
@@ -123,7 +121,7 @@ def _cumprod_vjp(g: Any, out: Any, x: Any, *, axis: int | None = None) -> Any:
 
 
 def _suffix_sums(g: Any, x: Any) -> Any:
-    """Solve s[i] = g[i] + x[i+1] s[i+1] along the last axis, by doubling: no division, log n steps."""
+    """Solve s[i] = g[i] + x[i+1] s[i+1] along the last axis by doubling, in log n steps."""
     n = x.shape[-1]
     sums = g
     factors = np.concatenate([x[..., 1:], np.zeros((*x.shape[:-1], 1))], axis=-1)
@@ -143,7 +141,9 @@ def _matmul_vjp(g: Any, out: Any, x: Any, y: Any) -> tuple[Any, Any]:
         to_x = unbroadcast(np.matmul(y, g[..., None])[..., 0] if y.ndim > 2 else y @ g, x.shape)
         return to_x, x[:, None] * g[..., None, :]
     if y.ndim == 1:  # Matrices times a column vector.
-        to_y = unbroadcast(np.matmul(g[..., None, :], x)[..., 0, :] if x.ndim > 2 else g @ x, y.shape)
+        to_y = unbroadcast(
+            np.matmul(g[..., None, :], x)[..., 0, :] if x.ndim > 2 else g @ x, y.shape
+        )
         return g[..., :, None] * y, to_y
     to_x = np.matmul(g, np.swapaxes(y, -1, -2))
     to_y = np.matmul(np.swapaxes(x, -1, -2), g)

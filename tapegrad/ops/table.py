@@ -65,8 +65,9 @@ def prove_closed(table: dict[str, Row]) -> None:
     """Prove that every partial is a program of rows that can be differentiated again.
 
     Each operator and each call must be a row, with as many arguments as that row has operands. A
-    row without a derivative (`NONDIFF`) may not appear. An argument at an `INTEGER` position must be
-    constant: numbers, integer operands, and results of rows that are constant where they are smooth.
+    row without a derivative (`NONDIFF`) may not appear. An argument at an `INTEGER` position must
+    be constant: numbers, integer operands, and results of rows that are constant where they are
+    smooth.
     """
     for row in table.values():
         for field, expression in row.expressions():

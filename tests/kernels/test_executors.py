@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -270,7 +273,7 @@ def test_plain_lists_serve_the_reference() -> None:
 
 
 def random_window(rng: np.random.Generator, code: Code, shape: tuple[int, ...]) -> Any:
-    """A window of this shape on earlier cells: contiguous, strided, broadcast, indexed, constant."""
+    """A window of this shape on earlier cells: contiguous, strided, indexed, constant."""
     n = int(np.prod(shape, dtype=int))
     choice = rng.integers(6)
     dense = [int(np.prod(shape[i + 1 :], dtype=int)) for i in range(len(shape))]
@@ -329,3 +332,13 @@ def test_long_instructions_go_on_where_they_were_interrupted(limit: int) -> None
     got, got_g = run_lanes(code, seeds, False, "compiled", limit)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_allclose(got_g, want_g, rtol=1e-13)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+def test_arithmetic_lanes_are_vectorised() -> None:
+    # Compiled anew, because Numba cannot show the assembly of what it loaded from its cache.
+    values = numba.njit(error_model="numpy")(lanes.values.py_func)
+    values.compile("(int64, float64[::1], float64[::1], float64[::1], float64[::1])")
+    assembly = values.inspect_asm(values.signatures[0])
+    for instruction in ("addpd", "mulpd", "divpd", "sqrtpd"):
+        assert re.search(rf"\bv?{instruction}\b", assembly), instruction

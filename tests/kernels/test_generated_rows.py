@@ -49,7 +49,10 @@ def derivative(row: Row, point: Point, order: tuple[int, ...]) -> Any:
     function = definition(row)
     at = [mpmath.mpf(t) for t in point]
     sizes = [abs(t) or mpmath.mpf(1) for t in at]
-    moved = lambda *steps: function(*(t + h * n for t, h, n in zip(at, steps, sizes, strict=True)))
+
+    def moved(*steps: Any) -> Any:
+        return function(*(t + h * n for t, h, n in zip(at, steps, sizes, strict=True)))
+
     factor = mpmath.fprod(size**n for size, n in zip(sizes, order, strict=True))
     return mpmath.diff(moved, (0,) * row.arity, order) / factor
 
@@ -94,9 +97,7 @@ def test_value_is_that_of_the_ufunc(row: Row) -> None:
         assert isinstance(ufunc, np.ufunc)
         assert (MULTI_UFUNCS[base][int(part)] if part else UFUNCS[base]) == row.name
         for point in row.points:
-            operands = [
-                int(t) if row.integer_operand == i else t for i, t in enumerate(point)
-            ]
+            operands = [int(t) if row.integer_operand == i else t for i, t in enumerate(point)]
             with np.errstate(all="ignore"):
                 want = ufunc(*operands)
             want = float(want[int(part)] if part else want)
@@ -162,7 +163,7 @@ def test_second_order(row: Row, point: Point) -> None:
 
 
 def dual(row: Row, expression: str, point: Point, seed: int) -> tuple[float, float]:
-    """Evaluate an expression of a row and its tangent for one operand, by rows and their tangents."""
+    """Evaluate an expression and its tangent for one operand, by the rows it is written in."""
     names = {name: (number, 0.0) for name, number in CONSTANTS.items()}
     for j, (operand, number) in enumerate(zip(row.operands, point, strict=True)):
         names[operand] = (number, float(j == seed))
