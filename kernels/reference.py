@@ -42,7 +42,8 @@ def scalar_forward(
 
     Returns (position, cell): the instruction not yet run, and its first cell.
     """
-    op, a, b, k, v = map(_plain, (op, a, b, k, v))
+    op, a, b = map(_plain, (op, a, b))
+    k, v = map(_plain, (k, v))
     kinds, rules = KINDS, FORWARD
     for i in range(start, stop):
         o = op[i]
@@ -88,7 +89,8 @@ def scalar_reverse(
     what is left. Adjoints are cleared as they are used, but for those of inputs: the caller reads
     them.
     """
-    op, a, b, k, v, g = map(_plain, (op, a, b, k, v, g))
+    op, a, b = map(_plain, (op, a, b))
+    k, v, g = map(_plain, (k, v, g))
     kinds, rules = KINDS, CONTRIBUTIONS
     for i in range(start - 1, stop - 1, -1):
         o = op[i]
@@ -137,7 +139,8 @@ def scalar_tangent(
     cell: int,
 ) -> tuple[int, int]:
     """Carry tangents `t` through a tape whose values `v` are known, as `scalar_forward` does."""
-    op, a, b, k, v, t = map(_plain, (op, a, b, k, v, t))
+    op, a, b = map(_plain, (op, a, b))
+    k, v, t = map(_plain, (k, v, t))
     for i in range(start, stop):
         o, p, q = op[i], a[i], b[i]
         kind, rule = KINDS[o], TANGENTS[o]
@@ -182,7 +185,8 @@ def lanes_forward(
     Returns (position, cell, lane): where to go on, which is not a LANES instruction, or is `stop`,
     or is where the limit was reached.
     """
-    op, a, b, d, x, k, v = map(_plain, (op, a, b, d, x, k, v))
+    op, a, b, d, x = map(_plain, (op, a, b, d, x))
+    k, v = map(_plain, (k, v))
     position = start
     while position < stop and op[position] == LANES and limit > 0:
         row, shape, operands = _descriptor(d, a[position])
@@ -219,7 +223,8 @@ def lanes_reverse(
     `cell` is the first cell after instruction `start` - 1, and `lane` how many of its lanes are to
     do, -1 for all. Returns (position, cell, lane) in the same sense.
     """
-    op, a, b, d, x, k, v, g = map(_plain, (op, a, b, d, x, k, v, g))
+    op, a, b, d, x = map(_plain, (op, a, b, d, x))
+    k, v, g = map(_plain, (k, v, g))
     position = start
     while position > stop and op[position - 1] == LANES and limit > 0:
         i = position - 1

@@ -35,7 +35,7 @@ ANALYTIC = frozenset((
     "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "sinc", "sum",
     "prod", "cumsum", "cumprod", "matmul",
 ))  # fmt: skip
-_COMPLEX_STEP = 1e-20
+_COMPLEX_STEP = 1e-100  # small enough for any slope: nothing is subtracted
 _KINK = 1e-3  # relative difference of the derivatives to both sides from which on it is a kink
 
 

@@ -348,7 +348,8 @@ def _rows(call: _Call, output: Any) -> list[Any]:
     for i, element in enumerate(np.ndindex(shape)):
         seed[element] = 1.0
         for key, adjoint in call.sweep(output, seed).items():
-            rows[key][i] = adjoint.reshape(rows[key].shape[1:])
+            if key in rows:  # and not a constant that the function made
+                rows[key][i] = adjoint.reshape(rows[key].shape[1:])
         seed[element] = 0.0
     return [
         argument.build([_float_for_no_axes(blocks[id(leaf)]) for leaf in argument.leaves])
@@ -380,7 +381,7 @@ def _is_real(x: Any) -> bool:
 
 def _described(output: Any) -> str:
     if isinstance(output, (Tracked, np.ndarray)):
-        return f"an array of dtype {output.dtype} and shape {output.shape}"  # type: ignore
+        return f"an array of dtype {output.dtype} and shape {output.shape}"  # type: ignore[union-attr]
     return "None" if output is None else f"a {type(output).__name__}"
 
 
@@ -396,7 +397,7 @@ def _plain(x: Any) -> Any:
 
 def _plain_number(x: Any) -> Any:
     """Return a value without its recording: a writable ndarray, or a number for no axes."""
-    return _float_for_no_axes(np.array(x.value if isinstance(x, Tracked) else x))  # type: ignore
+    return _float_for_no_axes(np.array(x.value if isinstance(x, Tracked) else x))  # type: ignore[attr-defined]
 
 
 def _float_for_no_axes(x: Any) -> Any:

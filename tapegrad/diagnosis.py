@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from math import isfinite, isinf
+from math import frexp, isfinite, isinf
 from typing import Any, cast
 
 import numpy as np
@@ -297,9 +297,10 @@ def _exact_partial(step: _Step, i: int) -> float | None:
         return None
     import mpmath
 
-    with mpmath.workdps(60):
+    size = abs(step.operands[i])
+    with mpmath.workdps(60 + max(0, frexp(size)[1])):  # digits for x + h, however large x is
         point = [mpmath.mpf(x) for x in step.operands]
-        h = mpmath.mpf("1e-20") * (abs(point[i]) or 1)
+        h = mpmath.mpf("1e-20") * (min(size, 1.0) or 1.0)
         up, down = (
             definition(*point[:i], point[i] + offset, *point[i + 1 :]) for offset in (h, -h)
         )

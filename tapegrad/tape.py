@@ -276,7 +276,8 @@ class Tape:
     ) -> Import:
         if leaf is not None:
             entry = self.push_input(leaf.value)
-            entry.leaf = leaf
+            if not self.detached:
+                entry.leaf = leaf
         else:
             assert source is not None
             if source.recording is not None and source.recording in recorder.recordings[:-1]:

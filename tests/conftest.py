@@ -13,8 +13,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != _ROOT]
 os.environ["PYTHONSAFEPATH"] = "1"
 
-# No deadlines: whichever example comes first may compile kernels. The default profile searches the
-# same examples on every machine; HYPOTHESIS_PROFILE=explore looks for new ones.
+# No deadlines: whichever example comes first may compile kernels. By default hypothesis repeats the
+# same examples, so that a failure is reproducible; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("explore", max_examples=2000, deadline=None)
+settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -197,6 +197,13 @@ def test_the_compiled_kernels_are_the_reference(tape):
     assert execute._loaded == {"scalar": True, "lanes": True}
 
 
+def test_large_and_small_operands(tape):
+    for x in (3.8e24, 1e-300, -1e300):
+        y = tg.array(x)
+        np.sin(y), np.arctan(y), np.cbrt(y), np.tanh(y), np.square(y)
+    assert find_faults([tape]) == []
+
+
 def test_points_outside_the_domain_are_conventions(tape):
     assert not in_domain(TABLE["absolute"], (0.0,))
     x = tg.array(0.0)

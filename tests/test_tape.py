@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad import execute
 from tapegrad import tape as module
 from tapegrad.tape import recorder
 
@@ -140,6 +141,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 def test_a_training_loop_runs_in_flat_memory():
+    execute.load("scalar")  # not in the middle of the loop, where it would look like a leak
+    execute.load("lanes")
     w = tg.array([1.0, 2.0])
     b = tg.array(0.5)
     data = np.linspace(0.0, 1.0, 3)
@@ -207,6 +210,18 @@ def test_many_live_small_tapes():
         losses.append(y)
     assert sum(y.value for y in losses) == 3000 * 3001 / 2
     assert recorder.tape.next_cell == 0
+
+
+def test_what_is_recorded_under_no_grad_has_no_gradient():
+    x = tg.array([1.0, 2.0])
+    with tg.no_grad():
+        y = (x * x).sum()
+        assert not y.requires_grad
+        with pytest.raises(tg.NoGradientError):
+            y.backward()
+    z = (x * y).sum()
+    z.backward()
+    np.testing.assert_array_equal(x.grad, [5.0, 5.0])
 
 
 # -- released values ---------------------------------------------------------------------------------

@@ -474,7 +474,7 @@ def count_zeros(w):
 
 @helper
 def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, masked):
-    """Add `n` contributions to the adjoints of an operand, if masked only where there is one in w."""
+    """Add `n` contributions to an operand's adjoints; if masked, only where w is not zero."""
     kind = d[at]
     if kind != _CELLS and kind != _INDEXED:
         return

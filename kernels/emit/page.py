@@ -15,8 +15,8 @@ _INTRODUCTION = """\
 
 Every operation that tapegrad differentiates is a row of one table, and this page is that table.
 `out` stands for the value of the operation itself. A partial *0* belongs to an operation that is
-constant wherever it is smooth; an operand marked *integer* is carried and never differentiated. At a
-kink, where the derivative does not exist, the partials in the column "at kinks" are answered.
+constant wherever it is smooth; an operand marked *integer* is carried and never differentiated. At
+a kink, where the derivative does not exist, the partials in the column "at kinks" are answered.
 """
 
 _HEADINGS = ("operation", "value", "partials", "differentiable where", "at kinks", "serves")

@@ -172,12 +172,12 @@ def chain(
         if body:
             cases.setdefault(tuple(body), []).append(opcode)
     lines: list[str] = []
-    for body, group in cases.items():
+    for statements, group in cases.items():
         word = "elif" if lines else "if"
         lines.append(f"{indent}# {', '.join(opcode.name.lower() for opcode in group)}")
         test = " or ".join(f"o == {opcode.number}" for opcode in group)
         lines.append(f"{indent}{word} {test}:")
-        lines += [part for line in body for part in fit(f"{indent}    {line}")]
+        lines += [part for line in statements for part in fit(f"{indent}    {line}")]
     return "\n".join(lines)
 
 
