@@ -879,6 +879,17 @@ INTEGER_OPERAND: dict[str, int] = {
 }
 """Rows one operand of which must be an integer, with its position."""
 
+FLAT_OPERANDS: dict[str, tuple[int, ...]] = {
+    "copysign": (1,),
+    "integer_power": (1,),
+    "ldexp": (1,),
+    "where": (0,),
+    "heaviside": (0,),
+    "polygamma": (0,),
+    "sinc_derivative": (0,),
+}
+"""Differentiable rows to the positions of those operands that have no partial."""
+
 ZERO_DERIVATIVE: frozenset[str] = frozenset(
     {
         "sign",

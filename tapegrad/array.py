@@ -295,7 +295,7 @@ class Array(Tracked):
     def __invert__(self) -> Any:
         return np.invert(self)
 
-    # -- reductions and products ---------------------------------------------------------------------
+    # -- reductions and products -------------------------------------------------------------------
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Any:
         """Sum over the given axes (all of them by default)."""

@@ -35,6 +35,8 @@ def backward(y: Tracked, gradient: Any, strict: bool) -> None:
         if leaf is not None and leaf.requires_grad:
             known = totals.get(id(leaf))
             totals[id(leaf)] = (leaf, adjoint if known is None else known[1] + adjoint)
+    if not totals:  # all adjoints that left the tape were zero, or nothing could leave it
+        totals = {id(leaf): (leaf, np.zeros(leaf.value.size)) for leaf in _leaves_behind(tape)}
     if not totals:
         raise NoGradientError(
             "backward found no leaf that requires a gradient: make one with tg.array(...), "
@@ -44,6 +46,21 @@ def backward(y: Tracked, gradient: Any, strict: bool) -> None:
         leaf.accumulate(total.reshape(leaf.value.shape))
     if tape is recorder.tape:
         recorder.turn_over()
+
+
+def _leaves_behind(tape: Tape) -> list[Leaf]:
+    """Return the leaves that require a gradient and that `tape`, or one behind it, has imported."""
+    leaves: dict[int, Leaf] = {}
+    seen, stack = {tape.serial}, [tape]
+    while stack:
+        for entry in stack.pop().imports:
+            if entry.leaf is not None and entry.leaf.requires_grad:
+                leaves[id(entry.leaf)] = entry.leaf
+            source = entry.source
+            if source is not None and source.serial not in seen:
+                seen.add(source.serial)
+                stack.append(source)
+    return list(leaves.values())
 
 
 def check_cotangent(gradient: Any, shape: tuple[int, ...]) -> Floats:

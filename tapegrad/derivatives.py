@@ -168,7 +168,6 @@ def value_and_grad(
     >>> tg.value_and_grad(lambda x: np.sum(x**2))(np.array([1.0, 2.0]))
     (5.0, array([2., 4.]))
     """
-
     _check_function(f)
 
     @_like(f, "value_and_grad")
@@ -315,7 +314,6 @@ def jacobian(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = Fals
     array([[ 6.,  0.],
            [ 0., 16.]])
     """
-
     _check_function(f)
 
     @_like(f, "jacobian")

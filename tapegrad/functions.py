@@ -56,7 +56,7 @@ def _constant(x: Any) -> Any:
     return record.array(storage, Window.contiguous(0, values.shape), dtype)
 
 
-# -- rearranging: NumPy's own function on the indices ------------------------------------------------
+# -- rearranging: NumPy's own function on the indices ----------------------------------------------
 
 
 def _rearranged(function: Any) -> Function:
@@ -71,7 +71,8 @@ def _rearranged(function: Any) -> Function:
 _REARRANGING: tuple[Any, ...] = (
     np.flip, np.fliplr, np.flipud, np.roll, np.rot90, np.repeat, np.tile, np.take,
     np.take_along_axis, np.diagonal, np.delete, np.resize, np.broadcast_to, np.moveaxis,
-    np.rollaxis, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d, np.transpose, np.swapaxes, np.squeeze, np.ravel, np.reshape,
+    np.rollaxis, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d, np.transpose,
+    np.swapaxes, np.squeeze, np.ravel, np.reshape,
 )  # fmt: skip
 for _function in _REARRANGING:
     FUNCTIONS[_function] = _rearranged(_function)
@@ -202,7 +203,7 @@ def _triangle(function: Any) -> Function:
 FUNCTIONS[np.tril], FUNCTIONS[np.triu] = _triangle(np.tril), _triangle(np.triu)
 
 
-# -- rows and reductions -----------------------------------------------------------------------------
+# -- rows and reductions ---------------------------------------------------------------------------
 
 
 def _reduction(name: str) -> Function:
@@ -307,7 +308,7 @@ FUNCTIONS[np.real] = FUNCTIONS[np.real_if_close] = lambda val, *_: val
 FUNCTIONS[np.matmul] = lambda a, b: structural("matmul", a, b)
 
 
-# -- making arrays ------------------------------------------------------------------------------------
+# -- making arrays ---------------------------------------------------------------------------------
 
 
 @implements(np.zeros_like, np.empty_like)
@@ -333,7 +334,7 @@ def _shape(a: Any, kwargs: dict[str, Any]) -> Any:
     return a.shape if shape is None else shape
 
 
-# -- decisions -----------------------------------------------------------------------------------------
+# -- decisions -------------------------------------------------------------------------------------
 
 
 def _decision(function: Any) -> Function:

@@ -77,7 +77,7 @@ def positions(window: Window, key: Any) -> np.ndarray[Any, Any]:
     """
     shape = window.shape
     if not shape:
-        return np.broadcast_to(np.int64(window.offset), ())[key]
+        return np.asarray(np.broadcast_to(np.int64(window.offset), ())[key])
     total: Any = np.int64(window.offset)
     for axis, (n, stride) in enumerate(zip(shape, window.strides, strict=True)):
         along = np.arange(n).reshape((n,) + (1,) * (len(shape) - axis - 1))

@@ -18,9 +18,9 @@ from .kernels.opcodes import (
     BINARY_XK,
     CARRY,
     CONST,
+    FLAT_OPERANDS,
     HOST,
     INPUT,
-    INTEGER_OPERAND,
     KINDS,
     LANES,
     NONDIFF,
@@ -33,9 +33,6 @@ from .kernels.reference import CELLS, INDEXED
 from .storage import Cells
 from .tape import Import, Tape, check_usable
 from .window import Window
-
-# Operands through which no derivative flows, of rows that pass one to another operand.
-FLAT_OPERAND = {**INTEGER_OPERAND, "where": 0, "heaviside": 0, "copysign": 1}
 
 
 def reaches_leaf(tape: Tape, cells: int | Cells, size: int) -> bool:
@@ -148,7 +145,8 @@ def _flows(op: int) -> tuple[int, ...]:
     row = ROW_OF[op]
     if not KINDS[op] or row in ZERO_DERIVATIVE or row in NONDIFF:
         return ()
-    return tuple([i for i in range(len(_COLUMNS[KINDS[op]])) if FLAT_OPERAND.get(row) != i])
+    flat = FLAT_OPERANDS.get(row, ())
+    return tuple([i for i in range(len(_COLUMNS[KINDS[op]])) if i not in flat])
 
 
 def _flows_by(column: str) -> bytes:

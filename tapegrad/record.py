@@ -171,8 +171,11 @@ def result_dtype(row: str, operands: Sequence[Any]) -> np.dtype[Any]:
 
 # Rows that give integers for integers; all others go over to float64, as NumPy's do.
 _INTEGER_ROWS = frozenset(
-    "add subtract multiply negative positive absolute maximum minimum where square sign "
-    "remainder fmod floor_divide floor ceil trunc rint stop_gradient".split()
+    (
+        *("add", "subtract", "multiply", "negative", "positive", "absolute", "square", "sign"),
+        *("maximum", "minimum", "where", "remainder", "fmod", "floor_divide"),
+        *("floor", "ceil", "trunc", "rint", "stop_gradient"),
+    )
 )
 
 
@@ -303,4 +306,3 @@ def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
         return PASSIVE_CELLS, entry.cell, window.strides
     value = x.item() if isinstance(x, np.ndarray) else x
     return CONSTANT, tape.constant(float(value)), (0,) * len(shape)
-

@@ -368,6 +368,7 @@ class Tape:
 
 
 def released_message() -> str:
+    """Say what went wrong with a value of a released recording, and where."""
     return (
         "this value belongs to a recording that has been released: a value from inside a "
         "function given to tg.grad, tg.vjp or tg.jacobian was used after the call; return it "

@@ -119,7 +119,7 @@ def _method(ufunc: Any, method: str, inputs: Any, kwargs: dict[str, Any]) -> Any
             raise _unsupported(f"np.{ufunc.__name__}.outer")
         x, y = [operand(x) for x in inputs]
         x_shape, y_shape = shape_of(x), shape_of(y)
-        if isinstance(x, TrackedArray) or isinstance(x, np.ndarray):
+        if isinstance(x, (TrackedArray, np.ndarray)):
             x = x.reshape(x_shape + (1,) * len(y_shape))  # type: ignore[union-attr]
         return _call(ufunc, (x, y))
     (x,) = inputs

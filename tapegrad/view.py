@@ -19,7 +19,7 @@ from .ufuncs import power
 
 
 class ArrayView(Array, TrackedArray):
-    """A window (offset, shape, strides) on a storage; views share storages as NumPy's share memory."""
+    """A window (offset, shape, strides) on a storage, which views share as NumPy's share memory."""
 
     __slots__ = ()
 

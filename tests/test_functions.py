@@ -28,7 +28,8 @@ np.roll(x, 2); np.roll(x, 1, axis=1); np.roll(x, (1, -1), (0, 1)); np.rot90(x); 
 np.repeat(x, 2); np.repeat(x, [1, 0, 2], axis=1); np.repeat(s, 3); np.tile(x, 2); np.tile(s, (2, 2))
 np.tile(v, (2, 2)); np.take(x, [0, 5, 0]); np.take(x, [2, 0], axis=1); np.take(x, 1)
 np.take_along_axis(x, np.array([[1], [2]]), axis=1); np.diagonal(m); np.diagonal(x, 1)
-np.diagonal(d, 0, 1, 2); np.delete(v, 1); np.delete(x, [0], axis=0); np.compress([True, False], x, 0)
+np.diagonal(d, 0, 1, 2); np.delete(v, 1); np.delete(x, [0], axis=0)
+np.compress([True, False], x, 0)
 np.extract(c > 0, v); np.resize(v, (2, 4)); np.broadcast_to(v, (2, 3)); np.broadcast_to(s, (2,))
 np.broadcast_to(s, 3); np.broadcast_arrays(v, x)[0]; np.broadcast_arrays(v, k)[1]
 np.moveaxis(d, 0, -1); np.moveaxis(d, [0, 1], [2, 0]); np.rollaxis(d, 2); np.expand_dims(x, 1)
@@ -41,7 +42,8 @@ np.reshape(x, -1); np.reshape(x.T, (2, 3)); x.reshape(3, -1); x.reshape((6,)); s
 np.copy(x); x.copy(); s.copy(); x[::-1].copy()
 np.concatenate([x, x * 2]); np.concatenate([x, k], axis=1); np.concatenate([[1.0, 2.0], v])
 np.concatenate([x, v], axis=None); np.stack([v, c]); np.stack([v, v * 2], axis=1); np.stack([s, s])
-np.stack([s, 1.0, s * 2]); np.vstack([x, c]); np.vstack([s, s]); np.hstack([v, s]); np.hstack([x, k])
+np.stack([s, 1.0, s * 2]); np.vstack([x, c]); np.vstack([s, s]); np.hstack([v, s])
+np.hstack([x, k])
 np.dstack([x, x * 2]); np.column_stack([v, c]); np.column_stack([x, k]); np.append(x, 4.0)
 np.append(x, [[1, 2, 3]], axis=0); np.append(c, v); np.split(v, 3)[1]; np.split(x, [1], axis=1)[1]
 np.array_split(v, 2)[0]; np.hsplit(x, 3)[2]; np.vsplit(x, 2)[0]; np.dsplit(d, 2)[1]
@@ -53,7 +55,8 @@ np.diag(v); np.diag(v, -1); np.diag(v, 2); np.tril(x); np.tril(m, -1); np.triu(x
 np.sum(x); np.sum(x, axis=0); np.sum(x, axis=-1, keepdims=True); np.sum(d, axis=(0, 2)); np.sum(s)
 np.sum(x, 1); x.sum(); x.sum(0); x.sum(axis=(0, 1), keepdims=True); np.sum(s, axis=0); x.sum(())
 np.prod(x); np.prod(x, axis=1); x.prod(0); x.prod(axis=0, keepdims=True); np.prod(d, axis=(1, 2))
-np.mean(x); np.mean(x, axis=0); x.mean(); x.mean(1, keepdims=True); np.mean(d, axis=(0, 1)); s.mean()
+np.mean(x); np.mean(x, axis=0); x.mean(); x.mean(1, keepdims=True); np.mean(d, axis=(0, 1))
+s.mean()
 np.min(x); np.min(x, axis=0); x.min(1); np.max(x); np.max(x, axis=1); x.max(axis=0, keepdims=True)
 np.amin(x); np.amax(x, axis=-1); np.max(d, axis=(0, 1)); s.max(); np.sum(x, axis=np.int64(1))
 np.cumsum(x); np.cumsum(x, axis=0); x.cumsum(1); np.cumsum(s); np.cumprod(x); np.cumprod(x, axis=-1)
@@ -66,7 +69,8 @@ np.round(x); np.round(x, 1); np.around(x, 0); x.round(1); round(s, 1); np.fix(x)
 np.dot(x, v); np.dot(x, c); np.dot(c, v); np.dot(v, v); np.dot(m, x); np.dot(s, x); np.dot(x, 2.0)
 x.dot(v); x.dot(c); v.dot(c); np.dot(m, d); np.dot(d, m); np.dot(d, d); np.dot(m[0], d); d.dot(m[1])
 np.inner(v, c); np.inner(v, v); np.vdot(c, v); np.outer(v, c); np.outer(x, v); np.outer([1, 2], v)
-np.matmul(x, v); np.matmul(m, x); m @ x; x @ c; c @ x.T; x @ x.T; d @ m; m @ d; d @ d; v @ v; m[0] @ d
+np.matmul(x, v); np.matmul(m, x); m @ x; x @ c; c @ x.T; x @ x.T; d @ m; m @ d; d @ d; v @ v
+m[0] @ d
 d @ m[0]; [1.0, 2.0] @ m; m @ [1.0, 2.0]; np.matmul(d, x)
 np.trace(m); np.trace(x, 1); np.trace(d, axis1=1, axis2=2); np.diff(x); np.diff(x, axis=0)
 np.diff(v, 2); np.sinc(x); np.sinc(s)
@@ -76,10 +80,13 @@ np.zeros_like(x, shape=(3,)) + v; np.ones_like(s) * s; np.full_like(v, s)
 
 DECIDING = """
 np.all(x > 0); np.any(x > 0, axis=0); np.argmax(x); np.argmax(x, axis=1); np.argmin(x, axis=0)
-np.argsort(x, axis=1); np.argpartition(v, 1); np.nonzero(x > 0); np.flatnonzero(x > 0); np.where(x > 0)
-np.argwhere(x > 0); np.count_nonzero(x > 0); np.searchsorted([0.0, 1.0], v); np.digitize(x, [0.0, 1.0])
+np.argsort(x, axis=1); np.argpartition(v, 1); np.nonzero(x > 0); np.flatnonzero(x > 0)
+np.where(x > 0)
+np.argwhere(x > 0); np.count_nonzero(x > 0); np.searchsorted([0.0, 1.0], v)
+np.digitize(x, [0.0, 1.0])
 np.isclose(x, x); np.allclose(x, x + 1); np.array_equal(x, x); np.array_equiv(v, x)
-np.iscomplexobj(x); np.isrealobj(x); np.isneginf(x); np.isposinf(x); np.array_repr(v); np.array_str(v)
+np.iscomplexobj(x); np.isrealobj(x); np.isneginf(x); np.isposinf(x); np.array_repr(v)
+np.array_str(v)
 np.array2string(v); np.histogram_bin_edges(v, 3); np.shape(x); np.shape(s); np.ndim(x); np.size(x)
 np.size(x, 1); np.result_type(x, np.float32); np.result_type(x); np.can_cast(x.dtype, int)
 (x > 0).any(); (x > -9).all(); (x > 0).any(axis=0); len(x); x.shape; x.size; x.ndim; x.tolist()
@@ -137,7 +144,9 @@ def test_a_function_keeps_single_precision(call):
 
 
 # Constants that are joined to tracked values are copied into cells, and products are recorded.
-OF_CELLS_ONLY = [c for c in calls(REARRANGING) if not re.search(r"\bnp\.append|\*|\d\.\d|\b[ck]\b", c)]
+OF_CELLS_ONLY = [
+    c for c in calls(REARRANGING) if not re.search(r"\bnp\.append|\*|\d\.\d|\b[ck]\b", c)
+]
 
 
 @pytest.mark.parametrize("call", OF_CELLS_ONLY)
@@ -174,7 +183,7 @@ def test_every_function_is_tested_here():
     assert not set(missing) - {"may_share_memory", "shares_memory"}
 
 
-# -- views ---------------------------------------------------------------------------------------------
+# -- views -----------------------------------------------------------------------------------------
 
 VIEWS = """
 np.transpose(y); np.swapaxes(y, 0, 1); np.squeeze(y[None]); np.ravel(y); np.moveaxis(y, 0, 1); y.T
@@ -198,7 +207,7 @@ def test_a_view_is_one_where_numpy_gives_one(call):
     assert (expected == 7.0).all() == (call in calls(VIEWS))
 
 
-# -- exact conventions -----------------------------------------------------------------------------------
+# -- exact conventions -----------------------------------------------------------------------------
 
 
 def test_where_gives_nothing_to_the_branch_not_taken():
@@ -235,12 +244,14 @@ def test_products_with_zeros_are_exact():
         np.testing.assert_array_equal(x.grad, products)
 
 
-# -- nothing at all ----------------------------------------------------------------------------------------
+# -- nothing at all --------------------------------------------------------------------------------
 
 EMPTY = """
-np.sum(e); np.sum(e, axis=0); np.prod(e, axis=0); e.sum(1); np.cumsum(e); e.max(1); e @ np.ones((3, 2))
+np.sum(e); np.sum(e, axis=0); np.prod(e, axis=0); e.sum(1); np.cumsum(e); e.max(1)
+e @ np.ones((3, 2))
 np.zeros((2, 0)) @ e; np.concatenate([e, [[1.0, 2.0, 3.0]]]); np.stack([e, e]); e.T; e.reshape(3, 0)
-e.ravel(); e[:, 1]; e[:, ::-1]; np.exp(e); e + 1; e * np.ones(3); e[[]]; e[:0]; np.roll(e, 1); e.copy()
+e.ravel(); e[:, 1]; e[:, ::-1]; np.exp(e); e + 1; e * np.ones(3); e[[]]; e[:0]; np.roll(e, 1)
+e.copy()
 np.where(e > 0, e, 1.0); e[:, :2] * 2; e[:, 1] + 1; e[:, 1:].sum(); e[:, 2].copy(); np.diff(e)
 """
 
@@ -270,7 +281,7 @@ def test_the_mean_of_nothing_is_nan_and_its_maximum_is_refused():
         x.max()
 
 
-# -- bad input -----------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 BAD = {
     "np.sum(x, axis=2)": (np.exceptions.AxisError, "axis 2 is out of bounds"),

@@ -20,11 +20,15 @@ HERE = os.path.basename(__file__)
 STEP = 1e-200  # of the complex step, whose error is of its square
 
 
+def assign(array, key, value):
+    array[key] = value
+
+
 def matrix():
     return tg.array(np.arange(1.0, 13.0).reshape(3, 4))
 
 
-# -- the same sequence on an ndarray and on a tracked array -----------------------------------------
+# -- the same sequence on an ndarray and on a tracked array ----------------------------------------
 
 NUMBERS = st.sampled_from([-1.5, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0])
 
@@ -153,7 +157,7 @@ def test_reading_selects_what_numpy_selects(data):
     np.testing.assert_array_equal(found.value, expected)
 
 
-# -- keys -------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 KEYS = [
     0,
@@ -241,7 +245,7 @@ def test_reading_and_renaming_record_nothing():
     assert recorder.tape.next_cell == before
 
 
-# -- assignment -------------------------------------------------------------------------------------
+# -- assignment ------------------------------------------------------------------------------------
 
 
 def test_elements_assigned_into_zeros():
@@ -339,14 +343,14 @@ def test_an_ndarray_assigned_is_copied():
 
 def test_assignment_into_a_leaf_is_refused_and_names_the_ways_out():
     x = tg.array([1.0, 2.0])
-    for assign in (
-        lambda: x.__setitem__(0, 3.0),
-        lambda: x[:1].__setitem__(0, 3.0),
+    for change in (
+        lambda: assign(x, 0, 3.0),
+        lambda: assign(x[:1], 0, 3.0),
         lambda: x.__iadd__(1.0),
         lambda: x.reshape(2, 1).__imul__(x),
     ):
         with pytest.raises(RuntimeError, match=r"x\.copy\(\), or under tg\.no_grad\(\).*" + HERE):
-            assign()
+            change()
     (x * x).sum().backward()
     np.testing.assert_array_equal(x.grad, [2.0, 4.0])
 
@@ -376,7 +380,7 @@ def test_under_no_grad_other_elements_of_an_array_keep_their_gradient():
     np.testing.assert_array_equal(x.grad, [2.0, 0.0, 6.0])
 
 
-# -- bad input --------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 NAN = float("nan")
 BAD_KEYS = [
@@ -397,19 +401,15 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize(("key", "kind", "words"), BAD_KEYS, ids=lambda part: repr(part)[:40])
-@pytest.mark.parametrize("access", ["read", "assign", "update"])
-def test_a_bad_key_is_refused_as_numpy_refuses_it(key, kind, words, access):
+def test_a_bad_key_is_refused_as_numpy_refuses_it(key, kind, words):
     x = matrix()
     y = x * x
     with pytest.raises(kind):
         matrix().value[key]
     with pytest.raises(kind, match=f"(?s){words}.*{HERE}"):
-        if access == "read":
-            y[key]
-        elif access == "assign":
-            y[key] = x[0, 0]
-        else:
-            y[key] += 1.0
+        y[key]
+    with pytest.raises(kind, match=f"(?s){words}.*{HERE}"):
+        assign(y, key, x[0, 0])
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, 2 * x.value)
 

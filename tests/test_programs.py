@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tapegrad as tg
+from tapegrad import tape
 
 STEP = 1e-200  # of the complex step: its error is of the square
 LARGEST = 50.0  # values that a program may reach: differences of huge numbers say nothing
@@ -103,8 +104,8 @@ SMOOTH = {
     **dict.fromkeys(["np.hypot({0}, {1})", "np.arctan2({0}, {1})"], "{0}**2 + {1}**2 > 0.1"),
     **dict.fromkeys(
         ["np.logaddexp({0}, {1})", "np.logaddexp2({0}, {1})", "special.erf({0})",
-         "special.erfc({0})", "special.expit({0})", "special.log_expit({0})", "np.degrees({0}) / 99",
-         "np.radians({0})"],
+         "special.erfc({0})", "special.expit({0})", "special.log_expit({0})",
+         "np.degrees({0}) / 99", "np.radians({0})"],
         "True",
     ),
     **dict.fromkeys(
@@ -250,6 +251,34 @@ def test_executors_agree(program):
     # Both evaluate the same expressions; their libraries' functions differ in the last bits.
     scale = 1 + abs(expected).max(initial=0.0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * scale)
+
+
+@settings(max_examples=100)
+@given(programs(ANALYTIC), st.integers(0, 12))
+def test_a_program_spread_over_many_tapes_has_the_same_gradient(program, cells):
+    """A recorder that starts a new tape every few cells, and values that travel between them."""
+    arguments, source = program
+    expected = gradient(source, arguments)
+    scale = 1 + abs(expected).max(initial=0.0)
+    usual, tape.SEGMENT_CELLS = tape.SEGMENT_CELLS, cells
+    try:
+        found = gradient(source, arguments)
+        leaves = [tg.array(a) for a in arguments]
+        copies = [leaf * 1 for leaf in leaves]
+        with np.errstate(all="ignore"):
+            variables = run(source, copies)
+        total(variables).backward()
+        at_once = np.concatenate([np.ravel(leaf.grad) for leaf in leaves])
+        for leaf in leaves:
+            leaf.zero_grad()
+        for k, value in enumerate(variables.values()):  # the same total, a sweep a variable
+            if value.requires_grad:
+                value.backward(np.cos(np.arange(value.size) + k).reshape(value.shape))
+        in_parts = np.concatenate([np.ravel(leaf.grad) for leaf in leaves])
+    finally:
+        tape.SEGMENT_CELLS = usual
+    for result in (found, at_once, in_parts):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("line", sorted(ANALYTIC | SMOOTH))

@@ -30,7 +30,7 @@ def chain(x, n):
     return y
 
 
-# -- blocks and segments ---------------------------------------------------------------------------
+# -- blocks and segments -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100])
@@ -128,7 +128,7 @@ def test_a_long_chain_of_tapes_is_freed_without_recursion():
     gc.collect()
 
 
-# -- memory ------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------
 
 
 def resident_bytes():
@@ -224,7 +224,7 @@ def test_what_is_recorded_under_no_grad_has_no_gradient():
     np.testing.assert_array_equal(x.grad, [5.0, 5.0])
 
 
-# -- released values ---------------------------------------------------------------------------------
+# -- released values -----------------------------------------------------------------------------
 
 
 def test_a_value_that_escapes_from_grad_raises():
@@ -246,7 +246,7 @@ def test_a_value_that_escapes_from_grad_raises():
     assert x.grad == 4.0
 
 
-# -- threads -----------------------------------------------------------------------------------------
+# -- threads -------------------------------------------------------------------------------------
 
 
 def in_thread(work):
@@ -342,7 +342,7 @@ def test_a_swept_value_of_another_thread_links():
     assert in_thread(work) == 4.0 + 12.0
 
 
-# -- interruptions -----------------------------------------------------------------------------------
+# -- interruptions -------------------------------------------------------------------------------
 
 
 def test_an_interrupted_instruction_leaves_no_trace():

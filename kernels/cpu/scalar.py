@@ -375,7 +375,7 @@ def sinc_derivative(n: float, x: float) -> float:
 
 
 @helper
-def rare_forward(o, v, p, q):
+def rare_forward(o, a, v, i, p, q):
     """Return the value of a row that calls a function beyond the common ones.
 
     These rows have a switch of their own: one switch over all of them compiles much more slowly,
@@ -787,7 +787,7 @@ def forward(op, a, b, k, v, start, stop, cell):
             result = 1.0 if s == 0.0 else 0.0
         # where
         elif o == 118:
-            result = s if v[a[i - one]] != 0.0 else v[q]
+            result = s if v[a[i - np.uint64(1)]] != 0.0 else v[q]
         # heaviside
         elif o == 119:
             result = s if isnan(s) else v[q] if s == 0.0 else 1.0 if s > 0.0 else 0.0
@@ -798,7 +798,7 @@ def forward(op, a, b, k, v, start, stop, cell):
         elif o == 121:
             result = k[q] if isnan(k[q]) else s if k[q] == 0.0 else 1.0 if k[q] > 0.0 else 0.0
         else:
-            result = rare_forward(o, v, p, q)
+            result = rare_forward(o, a, v, i, p, q)
         v[c] = result
         c += one
         i += one
@@ -806,7 +806,7 @@ def forward(op, a, b, k, v, start, stop, cell):
 
 
 @helper
-def rare_reverse(o, v, g, w, c, p, q):
+def rare_reverse(o, a, v, g, w, c, i, p, q):
     """Return what the adjoint of cell p receives, and add what that of cell q does."""
     s = v[p]
     # float32, modf_fractional
@@ -1100,8 +1100,8 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             result = w * 0.5 if k[q] == s else 0.0 if k[q] < s or isnan(s) else w
         # where
         elif o == 118:
-            g[q] += 0.0 if v[a[i - one]] != 0.0 else w
-            result = w if v[a[i - one]] != 0.0 else 0.0
+            g[q] += 0.0 if v[a[i - np.uint64(1)]] != 0.0 else w
+            result = w if v[a[i - np.uint64(1)]] != 0.0 else 0.0
         # heaviside
         elif o == 119:
             g[q] += w if s == 0.0 else 0.0
@@ -1110,7 +1110,7 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         elif o == 121:
             result = w if k[q] == 0.0 else 0.0
         else:
-            result = rare_reverse(o, v, g, w, c, p, q)
+            result = rare_reverse(o, a, v, g, w, c, i, p, q)
         g[p] += result
     return np.int64(i), np.int64(c)
 

@@ -318,7 +318,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         _KERNELS,
         _COMPILE,
     ]
-    return "\n".join([header, preamble(used), "\n\n".join(body)])
+    return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(body)])
 
 
 def _digits(values: list[int]) -> str:

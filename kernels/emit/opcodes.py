@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from tapegrad.kernels.emit.language import HEADER
 from tapegrad.kernels.emit.numbering import CELLS, KX, STRUCTURAL, XK, Opcode
-from tapegrad.ops.row import Row, Zero
+from tapegrad.ops.row import Integer, Row, Zero
 
 _INDEXED = re.compile(r"(\w+)\[(\d)\]")
 
@@ -46,6 +46,11 @@ def _by_row(rows: list[Row], opcodes: tuple[Opcode, ...]) -> list[str]:
     single, multiple = _ufuncs(rows)
     results = {r.name: r.result for r in rows if r.result != "float"}
     integers = {r.name: r.integer_operand for r in rows if r.integer_operand is not None}
+    flat = {
+        r.name: tuple(i for i, p in enumerate(r.partials) if isinstance(p, (Zero, Integer)))
+        for r in rows
+        if r.differentiable and not all(isinstance(p, str) for p in r.partials)
+    }
     zeros = (r.name for r in rows if all(isinstance(p, Zero) for p in r.partials))
     reasons = {
         r.name: r.nondifferentiable_because for r in rows if r.nondifferentiable_because is not None
@@ -63,6 +68,8 @@ def _by_row(rows: list[Row], opcodes: tuple[Opcode, ...]) -> list[str]:
         '"""Rows whose result is not a float, with the kind that NumPy gives."""\n',
         _mapping("INTEGER_OPERAND", "dict[str, int]", integers),
         '"""Rows one operand of which must be an integer, with its position."""\n',
+        _mapping("FLAT_OPERANDS", "dict[str, tuple[int, ...]]", flat),
+        '"""Differentiable rows to the positions of those operands that have no partial."""\n',
         _sequence("ZERO_DERIVATIVE", "frozenset[str]", zeros, ("frozenset(\n    {", "}\n)")),
         '"""Rows that are constant wherever they are smooth."""\n',
         _mapping("NONDIFF", "dict[str, str]", reasons),

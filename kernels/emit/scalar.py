@@ -43,7 +43,7 @@ def forward(op, a, b, k, v, start, stop, cell):
         s = v[p]
 {cases}
         else:
-            result = rare_forward(o, v, p, q)
+            result = rare_forward(o, a, v, i, p, q)
         v[c] = result
         c += one
         i += one
@@ -81,13 +81,13 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         s = v[p]
 {cases}
         else:
-            result = rare_reverse(o, v, g, w, c, p, q)
+            result = rare_reverse(o, a, v, g, w, c, i, p, q)
         g[p] += result
     return np.int64(i), np.int64(c)
 '''
 
 _RARE_FORWARD = '''@helper
-def rare_forward(o, v, p, q):
+def rare_forward(o, a, v, i, p, q):
     """Return the value of a row that calls a function beyond the common ones.
 
     These rows have a switch of their own: one switch over all of them compiles much more slowly,
@@ -101,7 +101,7 @@ def rare_forward(o, v, p, q):
 '''
 
 _RARE_REVERSE = '''@helper
-def rare_reverse(o, v, g, w, c, p, q):
+def rare_reverse(o, a, v, g, w, c, i, p, q):
     """Return what the adjoint of cell p receives, and add what that of cell q does."""
     s = v[p]
 {cases}
@@ -159,7 +159,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for name in names_in(node) - {*row.operands, *row.let, "out"}
     }
     header = HEADER.format(title="The scalar interpreters: one switch over opcodes, compiled once.")
-    return "\n".join([header, preamble(used), "\n\n".join(kernels)])
+    return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(kernels)])
 
 
 def chain(
@@ -189,7 +189,8 @@ def operands(opcode: Opcode) -> dict[str, tuple[str, str | None]]:
     if opcode.row.arity == 1:
         return {"x": ("s", "p")}
     if opcode.row.arity == 3:
-        return {"x": ("v[a[i - one]]", "a[i - one]"), "y": ("s", "p"), "z": ("v[q]", "q")}
+        carried = "a[i - np.uint64(1)]"
+        return {"x": (f"v[{carried}]", carried), "y": ("s", "p"), "z": ("v[q]", "q")}
     if opcode.variant == CELLS:
         return {"x": ("s", "p"), "y": ("v[q]", "q")}
     if opcode.variant == KX:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tapegrad.kernels import generate, opcodes
+from tapegrad.kernels import emit, generate, opcodes
 from tapegrad.kernels.emit.language import contribution, fit, guarded
 from tapegrad.kernels.emit.library import preamble
 from tapegrad.kernels.emit.numbering import number
+from tapegrad.kernels.opcodes import CARRY, INPUT, LANES
 from tapegrad.ops import TABLE
-from tapegrad.ops.row import parse
+from tapegrad.ops.row import op, parse
 
 
 def test_committed_files_are_fresh() -> None:
@@ -84,6 +89,59 @@ def test_long_lines_are_broken() -> None:
 def test_a_function_that_nobody_wrote_is_named() -> None:
     with pytest.raises(ValueError, match=r"no function \['zeta'\]; write it in"):
         preamble({"sin", "zeta"})
+
+
+def test_an_operation_is_one_row_and_nothing_else(tmp_path: Path) -> None:
+    """A new row, of three operands and with temporaries, runs in every executor there is."""
+    row = op(
+        "blend",
+        "x y z",
+        out="expit(x) * y + expit(-x) * z",
+        let={"p": "expit(x)"},
+        dx="p * expit(-x) * (y - z)",
+        dy="p",
+        dz="expit(-x)",
+        samples=((1, 2, 3), (-1, -2, -3), (0.0, 0.0, 0.0), (-0.0, -0.0, -0.0)),
+        doc="Blend of two numbers.",
+    )
+    table = {"blend": row, "add": TABLE["add"]}
+    numbered = number(table)
+    x, y, z, w = 0.3, 2.0, 5.0, 1.5
+    p = 1.0 / (1.0 + math.exp(-x))
+    value, partials = p * y + (1.0 - p) * z, np.array([p * (1.0 - p) * (y - z), p, 1.0 - p])
+    blend = numbered[0].number
+
+    rules = load(tmp_path / "generated_rules.py", emit.rules.emit(table, numbered))
+    assert rules.FORWARD[blend](x, y, z) == pytest.approx(value)
+    assert rules.CONTRIBUTIONS[blend](w, x, y, z, value) == pytest.approx(w * partials)
+    assert rules.TANGENTS[blend](x, y, z, value, 1.0, 0.0, 2.0) == pytest.approx(
+        partials[0] + 2.0 * partials[2]
+    )
+
+    scalar = load(tmp_path / "generated_scalar.py", emit.scalar.emit(table, numbered))
+    op_, a, b = np.uint8([INPUT, CARRY, blend]), np.uint32([0, 0, 1]), np.uint32([3, 0, 2])
+    v, g, k = np.array([x, y, z, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 0.0, w]), np.zeros(1)
+    scalar.forward(op_, a, b, k, v, 0, 3, 0)
+    scalar.reverse(op_, a, b, k, v, g, 3, 0, 5, False)
+    assert v[4] == pytest.approx(value)
+    assert g[:3] == pytest.approx(w * partials)
+
+    lanes = load(tmp_path / "generated_lanes.py", emit.lanes.emit(table, numbered))
+    op_, a, b = np.uint8([INPUT, LANES]), np.uint32([0, 0]), np.uint32([3, 1])
+    d = np.array([blend, 0, 0, 0, 0, 1, 0, 2])
+    v, g, places = np.array([x, y, z, 0.0]), np.array([0.0, 0.0, 0.0, w]), np.uint32([0])
+    lanes.forward(op_, a, b, d, places, k, v, 1, 2, 3, 0, 100)
+    lanes.reverse(op_, a, b, d, places, k, v, g, 2, 1, 4, -1, 100, False)
+    assert v[3] == pytest.approx(value)
+    assert g[:3] == pytest.approx(w * partials)
+
+
+def load(path: Path, text: str) -> Any:
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_table_of_opcodes_imports_nothing() -> None:
