@@ -137,11 +137,11 @@ def forward_divide(x: float, y: float) -> float:
 
 
 def reverse_divide(w: float, x: float, y: float, out: float) -> tuple[float, float]:
-    return (w * divide(1, y), w * divide(-out, y))
+    return (divide(w, y), w * divide(-out, y))
 
 
 def tangent_divide(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * divide(1, y) if tx else 0.0
+    from_x = divide(tx, y) if tx else 0.0
     from_y = ty * divide(-out, y) if ty else 0.0
     return from_x + from_y
 
@@ -324,11 +324,11 @@ def forward_cbrt(x: float) -> float:
 
 
 def reverse_cbrt(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, 3 * out * out),)
+    return (divide(w, 3 * out * out),)
 
 
 def tangent_cbrt(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, 3 * out * out) if tx else 0.0
+    return divide(tx, 3 * out * out) if tx else 0.0
 
 
 def forward_hypot(x: float, y: float) -> float:
@@ -389,11 +389,11 @@ def forward_log(x: float) -> float:
 
 
 def reverse_log(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, x),)
+    return (divide(w, x),)
 
 
 def tangent_log(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, x) if tx else 0.0
+    return divide(tx, x) if tx else 0.0
 
 
 def forward_log2(x: float) -> float:
@@ -425,11 +425,11 @@ def forward_log1p(x: float) -> float:
 
 
 def reverse_log1p(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, 1 + x),)
+    return (divide(w, 1 + x),)
 
 
 def tangent_log1p(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, 1 + x) if tx else 0.0
+    return divide(tx, 1 + x) if tx else 0.0
 
 
 def forward_logaddexp(x: float, y: float) -> float:
@@ -507,11 +507,11 @@ def forward_arcsin(x: float) -> float:
 
 
 def reverse_arcsin(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, sqrt((1 - x) * (1 + x))),)
+    return (divide(w, sqrt((1 - x) * (1 + x))),)
 
 
 def tangent_arcsin(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, sqrt((1 - x) * (1 + x))) if tx else 0.0
+    return divide(tx, sqrt((1 - x) * (1 + x))) if tx else 0.0
 
 
 def forward_arccos(x: float) -> float:
@@ -531,11 +531,11 @@ def forward_arctan(x: float) -> float:
 
 
 def reverse_arctan(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, 1 + x * x),)
+    return (divide(w, 1 + x * x),)
 
 
 def tangent_arctan(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, 1 + x * x) if tx else 0.0
+    return divide(tx, 1 + x * x) if tx else 0.0
 
 
 def forward_arctan2(x: float, y: float) -> float:
@@ -622,11 +622,11 @@ def forward_arcsinh(x: float) -> float:
 
 
 def reverse_arcsinh(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, hypot(x, 1.0)),)
+    return (divide(w, hypot(x, 1.0)),)
 
 
 def tangent_arcsinh(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, hypot(x, 1.0)) if tx else 0.0
+    return divide(tx, hypot(x, 1.0)) if tx else 0.0
 
 
 def forward_arccosh(x: float) -> float:
@@ -634,11 +634,11 @@ def forward_arccosh(x: float) -> float:
 
 
 def reverse_arccosh(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, sqrt(x - 1) * sqrt(x + 1)),)
+    return (divide(w, sqrt(x - 1) * sqrt(x + 1)),)
 
 
 def tangent_arccosh(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, sqrt(x - 1) * sqrt(x + 1)) if tx else 0.0
+    return divide(tx, sqrt(x - 1) * sqrt(x + 1)) if tx else 0.0
 
 
 def forward_arctanh(x: float) -> float:
@@ -646,11 +646,11 @@ def forward_arctanh(x: float) -> float:
 
 
 def reverse_arctanh(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, (1 - x) * (1 + x)),)
+    return (divide(w, (1 - x) * (1 + x)),)
 
 
 def tangent_arctanh(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, (1 - x) * (1 + x)) if tx else 0.0
+    return divide(tx, (1 - x) * (1 + x)) if tx else 0.0
 
 
 def forward_floor(x: float) -> float:
@@ -1180,11 +1180,11 @@ def forward_logit(x: float) -> float:
 
 
 def reverse_logit(w: float, x: float, out: float) -> tuple[float]:
-    return (w * divide(1, x * (1 - x)),)
+    return (divide(w, x * (1 - x)),)
 
 
 def tangent_logit(x: float, out: float, tx: float) -> float:
-    return tx * divide(1, x * (1 - x)) if tx else 0.0
+    return divide(tx, x * (1 - x)) if tx else 0.0
 
 
 def forward_log_expit(x: float) -> float:

@@ -152,12 +152,12 @@ def zeros(shape: Any, dtype: Any = float) -> Any:
     >>> float(x.grad)
     7.0
     """
-    return leaf(real_values(np.zeros(shape), dtype), requires_grad=False)
+    return _constant_array(np.zeros(shape), dtype)
 
 
 def ones(shape: Any, dtype: Any = float) -> Any:
     """Return an array of ones that tracked values can be assigned to, like `numpy.ones`."""
-    return leaf(real_values(np.ones(shape), dtype), requires_grad=False)
+    return _constant_array(np.ones(shape), dtype)
 
 
 def full(shape: Any, fill_value: Any, dtype: Any = float) -> Any:
@@ -166,7 +166,15 @@ def full(shape: Any, fill_value: Any, dtype: Any = float) -> Any:
         out = zeros(shape, dtype)
         out[...] = fill_value
         return out
-    return leaf(real_values(np.full(shape, fill_value), dtype), requires_grad=False)
+    return _constant_array(np.full(shape, fill_value), dtype)
+
+
+def _constant_array(values: Any, dtype: Any) -> Any:
+    """Return a constant that can be assigned to, also where it has no axes."""
+    values = real_values(values, dtype)
+    storage = Storage(None, 0, values.size, Leaf(values, False))
+    kind = FLOAT64 if values.dtype == FLOAT64 else FLOAT32
+    return record.array(storage, Window.contiguous(0, values.shape), kind)
 
 
 def stop_gradient(x: Any) -> Any:

@@ -189,8 +189,9 @@ class Tape:
         cell = self.flushed_cell
         for op, size in zip(code[0::3], code[2::3], strict=True):
             cell += size if op in (INPUT, LANES, HOST) else 1
-        self.stop = cell + BLOCK
-        self.cells = iter(range(cell, self.stop))
+        stop = cell + BLOCK
+        cells = iter(range(cell, stop))
+        self.cells, self.stop = cells, stop  # no call in between: Ctrl-C cannot part them
 
     def flush(self) -> None:
         """Pack the instructions that wait in the list into the columns."""
@@ -198,6 +199,8 @@ class Tape:
             raise ReleasedTapeError(released_message())
         code = self.code
         cell = self.next_cell
+        stop = cell + BLOCK
+        cells = iter(range(cell, stop))
         if code:
             start, end = self.n, self.n + len(code) // 3
             packed = np.frombuffer(array("I", code), np.uint32)
@@ -209,8 +212,7 @@ class Tape:
             self.milestones.append((self.flushed_cell, start))
             self.n, self.flushed_cell = end, cell
             del code[:]
-        self.stop = cell + BLOCK
-        self.cells = iter(range(cell, self.stop))
+        self.cells, self.stop = cells, stop  # no call in between: Ctrl-C cannot part them
 
     def constant(self, value: float) -> int:
         """Return the index of `value` in the constant pool, adding it when it is new."""

@@ -191,3 +191,15 @@ def test_an_array_filled_in_a_loop():
     np.testing.assert_array_equal(y.value, [5.0, 3.0, 7.0, 13.0, 20.0])
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, np.roll(x.value, 1) + np.roll(x.value, -1))
+
+
+def test_an_array_without_axes_can_be_assigned_to():
+    x = tg.array(3.0)
+    for make in (tg.zeros, tg.ones, lambda shape: tg.full(shape, 7.0)):
+        y = make(())
+        y[...] = x * x
+        y[()] = y * 2.0
+        x.zero_grad()
+        y.backward()
+        assert y.value == 18.0
+        assert x.grad == 12.0

@@ -2,7 +2,7 @@
 
 import gc
 import os
-import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 import scipy.optimize
 
 import tapegrad as tg
-from tapegrad.tape import recorder
 from tapegrad.ops import structural
+from tapegrad.tape import recorder
 
 HERE = os.path.basename(__file__)
 
@@ -508,8 +508,8 @@ BAD_CALLS = {
     "a complex cotangent": (lambda: squares()[1].backward([1j, 1]), TypeError, "not real"),
     "a cotangent of text": (lambda: squares()[1].backward(["a", "b"]), TypeError, "not real"),
     "nothing to differentiate": (
-        lambda: (recorder.turn_over(), (tg.ones(2) * 2).backward([1, 1])),
-        tg.NoGradientError, r"tg\.array"),
+        lambda: (recorder.turn_over(), (tg.ones(2) * 2).backward([1, 1])), tg.NoGradientError,
+        r"tg\.array"),
     "a constant leaf": (
         lambda: tg.constant([1.0]).backward(), tg.NoGradientError, "does not require"),
     "a .grad of a wrong shape": (
@@ -600,59 +600,8 @@ def test_a_value_that_outlives_its_recording_says_so():
     assert tg.grad(f)(np.ones(2)).tolist() == [1.0, 1.0]
 
 
-def test_threads_do_not_see_each_other():
-    found = {}
-
-    def work(k):
-        x = tg.array([1.0, 2.0, 3.0])
-        y = x
-        for _ in range(200):
-            y = np.sin(y * k)
-        y.sum().backward()
-        found[k] = x.grad, tg.grad(lambda x: np.sum(np.exp(k * x)))(np.ones(3))
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in (0.5, 0.7, 0.9, 1.1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    together = dict(found)
-    for k, (gradient, other) in together.items():
-        work(k)
-        np.testing.assert_array_equal(found[k][0], gradient)
-        np.testing.assert_array_equal(found[k][1], other)
-
-
-def test_a_value_that_another_thread_is_recording_is_refused():
-    there, here, raised = threading.Event(), threading.Event(), []
-    shared = {}
-
-    def other():
-        shared["x"] = tg.array([1.0, 2.0])
-        shared["y"] = shared["x"] * 2
-        there.set()
-        here.wait(10)
-        shared["y"].sum().backward()
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    there.wait(10)
-    for use in (lambda y: y * 1, lambda y: y.value, lambda y: y.backward([1, 1])):
-        with pytest.raises(tg.ThreadError, match=rf"\.value.*{HERE}"):
-            use(shared["y"])
-        raised.append(use)
-    here.set()
-    thread.join()
-    np.testing.assert_array_equal(shared["x"].grad, [2.0, 2.0])
-    # The thread has ended: what it recorded is anybody's.
-    shared["x"].zero_grad()
-    (shared["y"] * 10).sum().backward()
-    np.testing.assert_array_equal(shared["x"].grad, [20.0, 20.0])
-
-
 def test_an_error_leaves_nothing_behind():
     """No reference to the arguments survives a failed call."""
-    import weakref
 
     class Watched(np.ndarray):
         pass

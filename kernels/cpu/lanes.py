@@ -838,7 +838,7 @@ def rare_contributions(o, w, x, y, z, out):
         to_x = w
     # cbrt
     elif o == 34:
-        to_x = w * (1 / (3 * out * out))
+        to_x = w / (3 * out * out)
     # hypot
     elif o == 35:
         to_x = 0.0 if x == 0.0 and y == 0.0 else w * (x / out)
@@ -854,7 +854,7 @@ def rare_contributions(o, w, x, y, z, out):
         to_x = w * (LOG10E / x)
     # log1p
     elif o == 42:
-        to_x = w * (1 / (1 + x))
+        to_x = w / (1 + x)
     # logaddexp
     elif o == 43:
         to_x = w * 0.5 if x == y and isinf(x) else w * expit(x - y)
@@ -868,13 +868,13 @@ def rare_contributions(o, w, x, y, z, out):
         to_x = w * (1 + out * out)
     # arcsin
     elif o == 48:
-        to_x = w * (1 / sqrt((1 - x) * (1 + x)))
+        to_x = w / sqrt((1 - x) * (1 + x))
     # arccos
     elif o == 49:
         to_x = w * (-1 / sqrt((1 - x) * (1 + x)))
     # arctan
     elif o == 50:
-        to_x = w * (1 / (1 + x * x))
+        to_x = w / (1 + x * x)
     # arctan2
     elif o == 51:
         let_r = hypot(x, y)
@@ -888,13 +888,13 @@ def rare_contributions(o, w, x, y, z, out):
         to_x = w * sinh(x)
     # arcsinh
     elif o == 57:
-        to_x = w * (1 / hypot(x, 1.0))
+        to_x = w / hypot(x, 1.0)
     # arccosh
     elif o == 58:
-        to_x = w * (1 / (sqrt(x - 1) * sqrt(x + 1)))
+        to_x = w / (sqrt(x - 1) * sqrt(x + 1))
     # arctanh
     elif o == 59:
-        to_x = w * (1 / ((1 - x) * (1 + x)))
+        to_x = w / ((1 - x) * (1 + x))
     # remainder
     elif o == 64:
         to_x = w
@@ -939,7 +939,7 @@ def rare_contributions(o, w, x, y, z, out):
         to_x = w * (out * expit(-x))
     # logit
     elif o == 129:
-        to_x = w * (1 / (x * (1 - x)))
+        to_x = w / (x * (1 - x))
     # log_expit
     elif o == 130:
         to_x = w * expit(-x)
@@ -985,7 +985,7 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
     # divide
     elif o == 14:
         for m in range(n):
-            cx[m] = w[m] * (1 / ys[m])
+            cx[m] = w[m] / ys[m]
             cy[m] = w[m] * (-outs[m] / ys[m])
     # negative
     elif o == 17:
@@ -1037,7 +1037,7 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
     # log
     elif o == 39:
         for m in range(n):
-            cx[m] = w[m] * (1 / xs[m])
+            cx[m] = w[m] / xs[m]
     # sin
     elif o == 45:
         for m in range(n):

@@ -814,7 +814,7 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
         result = w
     # cbrt
     elif o == 34:
-        result = w * (1 / (3 * v[c] * v[c]))
+        result = w / (3 * v[c] * v[c])
     # hypot
     elif o == 35:
         g[q] += 0.0 if s == 0.0 and v[q] == 0.0 else w * (v[q] / v[c])
@@ -830,7 +830,7 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
         result = w * (LOG10E / s)
     # log1p
     elif o == 42:
-        result = w * (1 / (1 + s))
+        result = w / (1 + s)
     # logaddexp
     elif o == 43:
         g[q] += w * 0.5 if s == v[q] and isinf(s) else w * expit(v[q] - s)
@@ -844,13 +844,13 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
         result = w * (1 + v[c] * v[c])
     # arcsin
     elif o == 48:
-        result = w * (1 / sqrt((1 - s) * (1 + s)))
+        result = w / sqrt((1 - s) * (1 + s))
     # arccos
     elif o == 49:
         result = w * (-1 / sqrt((1 - s) * (1 + s)))
     # arctan
     elif o == 50:
-        result = w * (1 / (1 + s * s))
+        result = w / (1 + s * s)
     # arctan2
     elif o == 51:
         let_r = hypot(s, v[q])
@@ -864,13 +864,13 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
         result = w * sinh(s)
     # arcsinh
     elif o == 57:
-        result = w * (1 / hypot(s, 1.0))
+        result = w / hypot(s, 1.0)
     # arccosh
     elif o == 58:
-        result = w * (1 / (sqrt(s - 1) * sqrt(s + 1)))
+        result = w / (sqrt(s - 1) * sqrt(s + 1))
     # arctanh
     elif o == 59:
-        result = w * (1 / ((1 - s) * (1 + s)))
+        result = w / ((1 - s) * (1 + s))
     # remainder
     elif o == 64:
         g[q] += -(w * floor_divide(s, v[q]))
@@ -916,7 +916,7 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
         result = w * (v[c] * expit(-s))
     # logit
     elif o == 129:
-        result = w * (1 / (s * (1 - s)))
+        result = w / (s * (1 - s))
     # log_expit
     elif o == 130:
         result = w * expit(-s)
@@ -996,10 +996,10 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         # divide
         elif o == 14:
             g[q] += w * (-v[c] / v[q])
-            result = w * (1 / v[q])
+            result = w / v[q]
         # divide_xk
         elif o == 15:
-            result = w * (1 / k[q])
+            result = w / k[q]
         # divide_kx
         elif o == 16:
             result = w * (-v[c] / s)
@@ -1042,7 +1042,7 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             result = w * (LN2 * v[c])
         # log
         elif o == 39:
-            result = w * (1 / s)
+            result = w / s
         # sin
         elif o == 45:
             result = w * cos(s)
