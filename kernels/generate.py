@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tapegrad.kernels.emit import lanes, numbering, opcodes, page, rules, scalar
+from tapegrad.kernels.emit import lanes, numbering, opcodes, page, rules, scalar, traced, vector
 from tapegrad.ops.structural import STRUCTURAL
 from tapegrad.ops.table import FAMILIES, TABLE
 
@@ -23,9 +23,11 @@ def outputs() -> dict[Path, str]:
     return {
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
+        KERNELS / "traced.py": traced.emit(TABLE),
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),
         KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
+        KERNELS / "cpu" / "vector.py": vector.emit(TABLE, numbered),
     }
 
 

@@ -252,6 +252,110 @@ def lanes_reverse(
     return position, cell, lane
 
 
+def lanes_tangent(
+    op: Ints,
+    a: Ints,
+    b: Ints,
+    d: Ints,
+    x: Ints,
+    k: Floats,
+    v: Floats,
+    t: Floats,
+    start: int,
+    stop: int,
+    cell: int,
+    lane: int,
+    limit: int,
+) -> tuple[int, int, int]:
+    """Carry tangents `t` through LANES instructions, as `lanes_forward` carries values."""
+    op, a, b, d, x = map(_plain, (op, a, b, d, x))
+    k, v, t = map(_plain, (k, v, t))
+    position = start
+    while position < stop and op[position] == LANES and limit > 0:
+        row, shape, operands = _descriptor(d, a[position])
+        rule = TANGENTS[row]
+        last = min(b[position], lane + limit)
+        for n in range(lane, last):
+            places = _places(shape, operands, n)
+            values = [_read(kind, place, x, k, v) for kind, place in places]
+            seeds = [
+                _read(kind, place, x, k, t) if kind in (CELLS, INDEXED) else 0.0
+                for kind, place in places
+            ]
+            t[cell + n] = rule(*values, v[cell + n], *seeds)
+        limit -= max(last - lane, 1)
+        lane = last
+        if last == b[position]:
+            position, cell, lane = position + 1, cell + last, 0
+    return position, cell, lane
+
+
+# Sweeps of many directions: `t` and `g` have a column for each, and the columns go one by one.
+
+
+def vector_forward(
+    op: Ints,
+    a: Ints,
+    b: Ints,
+    d: Ints,
+    x: Ints,
+    k: Floats,
+    v: Floats,
+    t: Any,
+    start: int,
+    stop: int,
+    cell: int,
+    lane: int,
+    limit: int,
+) -> tuple[int, int, int]:
+    """Carry tangents through one run of scalar or of LANES instructions from `start` on.
+
+    Row c of `t` holds the tangents of cell c. Returns (position, cell, lane): where to go on, which
+    is at `start` itself before a HOST instruction.
+    """
+    place = start, cell, lane
+    for column in t.T:
+        if op[start] == LANES:
+            place = lanes_tangent(op, a, b, d, x, k, v, column, start, stop, cell, lane, limit)
+        else:
+            end = min(stop, start + limit)
+            place = (*scalar_tangent(op, a, b, k, v, column, start, end, cell), lane)
+    return place
+
+
+def vector_reverse(
+    op: Ints,
+    a: Ints,
+    b: Ints,
+    d: Ints,
+    x: Ints,
+    k: Floats,
+    v: Floats,
+    g: Any,
+    start: int,
+    stop: int,
+    cell: int,
+    lane: int,
+    limit: int,
+) -> tuple[int, int, int]:
+    """Carry adjoints through one run of scalar or of LANES instructions below `start`.
+
+    Row c of `g` holds the adjoints of cell c. Returns (position, cell, lane) as `lanes_reverse`
+    does: at `start` itself after a HOST instruction.
+    """
+    place = start, cell, lane
+    for column in g.T:
+        if op[start - 1] == LANES:
+            place = lanes_reverse(
+                op, a, b, d, x, k, v, column, start, stop, cell, lane, limit, False
+            )
+        else:
+            end = max(stop, start - limit)
+            swept = scalar_reverse(op, a, b, k, v, column, start, end, cell, False)
+            place = (*swept, lane)
+    return place
+
+
 def _plain(column: _T) -> _T:
     """Return a column whose elements are Python numbers, which are fast and never warn."""
     return memoryview(column) if hasattr(column, "__array_interface__") else column  # type: ignore

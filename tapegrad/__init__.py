@@ -10,18 +10,29 @@ array([0.        , 1.38177329])
 from . import functions, special, view
 from .array import Array
 from .checking import GradientCheck, check_gradients
+from .checkpoint import checkpoint
 from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros
+from .custom import custom_jvp, custom_vjp
 from .derivatives import grad, jacobian, value_and_grad, vjp
 from .errors import (
+    ControlFlowChanged,
     GradientMismatch,
     LostGradientError,
     NoGradientError,
     NotDifferentiableError,
     ReleasedTapeError,
+    TapeFormatError,
     TapeGradError,
     ThreadError,
 )
 from .execute import executor
+from .files import load
+from .function import function
+from .higher import hessian, hvp, jvp, linearize
+from .loops import LoopPlan, checkpoint_loop
+from .program import Program
+from .program import record_program as record
+from .sparsity import sparse_jacobian
 
 __version__ = "0.1.0.dev0"
 
@@ -29,23 +40,39 @@ del functions, view
 
 __all__ = [
     "Array",
+    "ControlFlowChanged",
     "GradientCheck",
     "GradientMismatch",
+    "LoopPlan",
     "LostGradientError",
     "NoGradientError",
     "NotDifferentiableError",
+    "Program",
     "ReleasedTapeError",
+    "TapeFormatError",
     "TapeGradError",
     "ThreadError",
     "array",
     "check_gradients",
+    "checkpoint",
+    "checkpoint_loop",
     "constant",
+    "custom_jvp",
+    "custom_vjp",
     "executor",
     "full",
+    "function",
     "grad",
+    "hessian",
+    "hvp",
     "jacobian",
+    "jvp",
+    "linearize",
+    "load",
     "no_grad",
     "ones",
+    "record",
+    "sparse_jacobian",
     "special",
     "stop_gradient",
     "value_and_grad",

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import backward as _backward
-from . import record
+from . import recording
+from .decisions import deciding
 from .errors import LostGradientError, ReleasedTapeError, ThreadError, at_caller
 from .host import structural
 from .indexing import on_cells
-from .record import BOOL, FLOAT32, FLOAT64, cells_of, elementwise
+from .recording import BOOL, FLOAT32, FLOAT64, cells_of, elementwise
 from .storage import Storage, Tracked, TrackedArray, TrackedScalar
 from .tape import recorder
 from .ufuncs import array_ufunc, power
@@ -53,7 +54,6 @@ class Array(Tracked):
     # Set by the two kinds.
     shape: Any
     dtype: np.dtype[Any]
-    value: Any
     leaf: Any
 
     # -- what it is ------------------------------------------------------------------------------
@@ -137,6 +137,26 @@ class Array(Tracked):
         """
         _backward.backward(self, gradient, strict)
 
+    @property
+    def value(self) -> Any:
+        """The values now: a read-only ndarray, or a NumPy scalar for no axes.
+
+        While a program is recorded, this is a decision: a replay in which the value differs is
+        refused.  Printing is none.
+        """
+        values = self._peek()
+        self._note(values, "a value")
+        return values
+
+    def _peek(self) -> Any:
+        raise NotImplementedError  # each kind has its own
+
+    def _note(self, values: Any, what: str) -> None:
+        """Note a decision, where a program is being recorded."""
+        decisions = deciding(self)
+        if decisions is not None:
+            decisions.look(self, values, what)
+
     def detach(self) -> Any:
         """Return the same values as a constant: no gradient flows through the result."""
         return elementwise("stop_gradient", self)
@@ -154,23 +174,33 @@ class Array(Tracked):
 
     def __repr__(self) -> str:
         try:
-            text = np.array2string(np.asarray(self.value), separator=", ", prefix="Array(")
+            text = np.array2string(np.asarray(self._peek()), separator=", ", prefix="Array(")
         except (ReleasedTapeError, ThreadError) as error:  # for debuggers and logs
             text = f"<{type(error).__name__}>"
         kind = "" if self.dtype == FLOAT64 else f", dtype={self.dtype}"
         return f"Array({text}, shape={self.shape}{kind})"
 
     def __str__(self) -> str:
-        return str(self.value)
+        return str(self._peek())
 
     def __format__(self, spec: str) -> str:
-        return format(self.value if spec == "" or self.ndim else self.item(), spec)
+        value = self._peek()
+        return format(value if spec == "" or self.ndim else value.item(), spec)
 
     def __bool__(self) -> bool:
-        return bool(self.value)
+        if self.dtype.kind == "f" and self.size == 1 and deciding(self) is not None:
+            return bool(elementwise("not_equal", self, 0.0))  # its truth decides, not its value
+        values = self._peek()
+        self._note(values, "the truth of a value")
+        return bool(values)
 
     def __int__(self) -> int:
-        return int(self.value)
+        whole = self
+        if self.dtype.kind == "f" and self.size == 1 and deciding(self) is not None:
+            whole = elementwise("trunc", self)  # the integer decides, not what it is cut from
+        values = whole._peek()
+        whole._note(values, "the integer of a value")
+        return int(values)
 
     def __index__(self) -> int:
         if self.dtype.kind == "f" or self.ndim:
@@ -374,7 +404,7 @@ class Array(Tracked):
             raise type(error)(f"{error}{at_caller()}") from None
         if window is None or (window.shape == () and isinstance(self, TrackedScalar)):
             return window and self  # a scalar stays one, as NumPy's do
-        return record.array(x.storage, window, x.dtype)
+        return recording.array(x.storage, window, x.dtype)
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Return the elements in another shape: a view where NumPy gives one."""
@@ -418,7 +448,7 @@ class Array(Tracked):
         window = x.window
         if storage.index is None and window.is_contiguous:
             fresh = Storage(tape, storage.base + window.offset, window.size)
-            return record.array(fresh, Window.contiguous(0, window.shape), x.dtype)
+            return recording.array(fresh, Window.contiguous(0, window.shape), x.dtype)
         return on_cells(tape, cells_of(tape, x), x.dtype)
 
     def astype(self, dtype: Any) -> Any:
@@ -428,12 +458,12 @@ class Array(Tracked):
             return self.copy()
         if target == FLOAT64:
             out = self.copy()._windowed()
-            return record.array(out.storage, out.window, FLOAT64)[()]
+            return recording.array(out.storage, out.window, FLOAT64)[()]
         if target == FLOAT32:
             return elementwise("float32", self)
         if target == BOOL:
             return elementwise("not_equal", self, 0.0)
         if target.kind in "iu":
             out = elementwise("trunc", self)._windowed()
-            return record.array(out.storage, out.window, np.dtype(np.int64))
+            return recording.array(out.storage, out.window, np.dtype(np.int64))
         raise TypeError(f"tracked values are float64 or float32, not {target}{at_caller()}")

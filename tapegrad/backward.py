@@ -11,7 +11,7 @@ from . import execute
 from .arena import give_back_adjoints, take_adjoints
 from .errors import NoGradientError, at_caller
 from .reach import reaches_leaf
-from .record import shape_of
+from .recording import shape_of
 from .storage import Floats, Leaf, Tracked, TrackedArray, TrackedScalar
 from .tape import Import, Tape, check_usable, recorder
 
@@ -82,8 +82,8 @@ def check_cotangent(gradient: Any, shape: tuple[int, ...]) -> Floats:
         return np.ones(shape)
     if isinstance(gradient, Tracked):
         raise TypeError(
-            "the cotangent is a tracked value; derivatives of derivatives are not implemented "
-            f"yet, pass its .value{at_caller()}"
+            "the cotangent of .backward is a plain number or array: pass its .value, or take "
+            f"derivatives of derivatives with tg.vjp{at_caller()}"
         )
     array = np.asarray(gradient)
     if array.dtype.kind not in "fiub":

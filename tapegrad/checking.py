@@ -20,7 +20,7 @@ from .derivatives import _Call, _positions
 from .differences import central, one_sided
 from .errors import GradientMismatch, at_caller
 from .kernels.opcodes import HOST, LANES, ROW_OF
-from .record import FLOAT32, shape_of
+from .recording import FLOAT32, shape_of
 from .storage import Floats, Tracked
 from .tape import recorder
 

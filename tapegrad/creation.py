@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from . import record
+from . import recording
 from .array import UNPICKLE
 from .errors import at_caller
 from .indexing import on_cells
-from .record import FLOAT32, FLOAT64, cell_of, cells_of, elementwise
+from .recording import FLOAT32, FLOAT64, cell_of, cells_of, elementwise
 from .scalar import Scalar
 from .storage import Leaf, Storage, Tracked, TrackedArray
 from .tape import recorder
@@ -54,7 +54,7 @@ def array(x: Any, dtype: Any = None, requires_grad: bool = True) -> Any:
     """
     if isinstance(x, Tracked):
         return x.copy() if dtype is None else x.astype(dtype)  # type: ignore[attr-defined]
-    if isinstance(x, (list, tuple)) and record.holds_tracked(x):
+    if isinstance(x, (list, tuple)) and recording.holds_tracked(x):
         gathered = gather(x)
         return gathered if dtype is None else gathered.astype(dtype)
     return leaf(real_values(x, dtype), requires_grad)
@@ -69,7 +69,7 @@ def leaf(values: Any, requires_grad: bool) -> Any:
         return scalar
     storage = Storage(None, 0, values.size, owner)
     dtype = FLOAT64 if values.dtype == FLOAT64 else FLOAT32
-    return record.array(storage, Window.contiguous(0, values.shape), dtype)
+    return recording.array(storage, Window.contiguous(0, values.shape), dtype)
 
 
 def real_values(x: Any, dtype: Any = None) -> Any:
@@ -110,7 +110,7 @@ def gather(x: Any) -> Any:
             dtypes.append(FLOAT64)
             return np.asarray(cell_of(tape, item))
         values = np.asarray(item)
-        record.check_dtype(values.dtype)
+        recording.check_dtype(values.dtype)
         dtypes.append(values.dtype)
         entry = tape.push_input(values)
         return np.arange(entry.cell, entry.cell + entry.size).reshape(values.shape)
@@ -174,7 +174,7 @@ def _constant_array(values: Any, dtype: Any) -> Any:
     values = real_values(values, dtype)
     storage = Storage(None, 0, values.size, Leaf(values, False))
     kind = FLOAT64 if values.dtype == FLOAT64 else FLOAT32
-    return record.array(storage, Window.contiguous(0, values.shape), kind)
+    return recording.array(storage, Window.contiguous(0, values.shape), kind)
 
 
 def stop_gradient(x: Any) -> Any:
@@ -220,4 +220,4 @@ def unpickle(values: Any, requires_grad: bool) -> Any:
 
 
 UNPICKLE.append(unpickle)
-record.classes.gather = gather
+recording.classes.gather = gather

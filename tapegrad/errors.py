@@ -35,6 +35,28 @@ class ThreadError(TapeGradError, RuntimeError):
     """A value of a recording that another thread is still making was used."""
 
 
+class ControlFlowChanged(TapeGradError, RuntimeError):
+    """A replayed program would have taken another way through the recorded code.
+
+    Attributes
+    ----------
+    decision : tapegrad.decisions.Decision
+        The decision that differs: ``what``, ``file``, ``line`` and the recorded ``outcome``.
+    outcome : object
+        What the replay answers instead.
+    """
+
+    def __init__(self, message: str, decision: object, outcome: object) -> None:
+        super().__init__(message)
+        self.decision = decision
+        self.outcome = outcome
+        self.number = -1  # of the decision in its program
+
+
+class TapeFormatError(TapeGradError, ValueError):
+    """A file, or another tape from outside, is not a program that can be run safely."""
+
+
 class NoGradientError(TapeGradError, RuntimeError):
     """``backward`` was called on a value that depends on nothing that requires a gradient."""
 

@@ -12,6 +12,7 @@ also resumable: what is evaluated stays evaluated.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -36,27 +37,21 @@ Kernel = Callable[..., Any]
 
 
 class Kernels:
-    """The four sweeps of one executor."""
+    """The six sweeps of one executor; they are the reference's until `load` replaces them."""
 
-    def __init__(
-        self, scalar: tuple[Kernel, Kernel], lanes: tuple[Kernel, Kernel], slice_: int
-    ) -> None:
-        self.scalar_forward, self.scalar_reverse = scalar
-        self.lanes_forward, self.lanes_reverse = lanes
+    def __init__(self, slice_: int) -> None:
         self.slice = slice_
+        self.scalar_forward: Kernel = reference.scalar_forward
+        self.scalar_reverse: Kernel = reference.scalar_reverse
+        self.lanes_forward: Kernel = reference.lanes_forward
+        self.lanes_reverse: Kernel = reference.lanes_reverse
+        self.vector_forward: Kernel = reference.vector_forward
+        self.vector_reverse: Kernel = reference.vector_reverse
 
 
-_reference = Kernels(
-    (reference.scalar_forward, reference.scalar_reverse),
-    (reference.lanes_forward, reference.lanes_reverse),
-    _REFERENCE_SLICE,
-)
-_compiled = Kernels(
-    (reference.scalar_forward, reference.scalar_reverse),
-    (reference.lanes_forward, reference.lanes_reverse),
-    _COMPILED_SLICE,
-)
-FAMILIES = ("scalar", "lanes")
+_reference = Kernels(_REFERENCE_SLICE)
+_compiled = Kernels(_COMPILED_SLICE)
+FAMILIES = ("scalar", "lanes", "vector")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -64,7 +59,10 @@ _load_lock = threading.Lock()
 
 
 def kernels(family: str, work: int) -> Kernels:
-    """Return the executor for the next slice of `work` more cells of scalar or array code."""
+    """Return the executor for the next slice of `work` more cells of a family's code.
+
+    Cells of a sweep of many directions count once for each direction.
+    """
     if _forced:
         if _forced[-1] == "reference":
             return _reference
@@ -79,7 +77,7 @@ def kernels(family: str, work: int) -> Kernels:
 
 
 def load(family: str) -> None:
-    """Load the compiled kernels of a family ("scalar" or "lanes"), compiling where needed."""
+    """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
         return
     with _load_lock:
@@ -87,16 +85,10 @@ def load(family: str) -> None:
         notice.daemon = True
         notice.start()
         try:
-            if family == "scalar":
-                from .kernels.cpu import scalar
-
-                scalar.compile_all()
-                _compiled.scalar_forward, _compiled.scalar_reverse = scalar.forward, scalar.reverse
-            else:
-                from .kernels.cpu import lanes
-
-                lanes.compile_all()
-                _compiled.lanes_forward, _compiled.lanes_reverse = lanes.forward, lanes.reverse
+            module = importlib.import_module(f".kernels.cpu.{family}", __package__)
+            module.compile_all()
+            setattr(_compiled, f"{family}_forward", module.forward)
+            setattr(_compiled, f"{family}_reverse", module.reverse)
             _loaded[family] = True
         finally:
             notice.cancel()
@@ -164,8 +156,8 @@ def _forward(tape: Tape) -> None:
         tape.done, tape.done_cell = position, cell
 
 
-def reverse(tape: Tape, g: Floats, top: int, strict: bool = False) -> None:
-    """Sweep backward from the cells below `top`, whose adjoints stand in `g`.
+def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int = 0) -> None:
+    """Sweep backward from the cells below `top`, whose adjoints stand in `g`, to `bottom`.
 
     The adjoints of input cells remain in `g`; those of all other cells are used up, so that `g` is
     zero again but for the inputs.
@@ -173,25 +165,25 @@ def reverse(tape: Tape, g: Floats, top: int, strict: bool = False) -> None:
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    position, cell = _first_block_above(tape, top)
+    position, cell = first_block_above(tape, top)
     lane = -1
-    while position > 0:
+    while position > bottom:
         kind = op[position - 1]
         if kind == LANES:
             run = kernels("lanes", cell)
             position, cell, lane = run.lanes_reverse(
-                op, a, b, d, x, k, v, g, position, 0, cell, lane, run.slice, strict
+                op, a, b, d, x, k, v, g, position, bottom, cell, lane, run.slice, strict
             )
         elif kind == HOST:
             position, cell = position - 1, cell - int(b[position - 1])
             tape.hosts[a[position]].reverse(v, g, cell, strict)
         else:
-            run = kernels("scalar", min(position, cell))
-            stop = max(0, position - run.slice)
+            run = kernels("scalar", min(position - bottom, cell))
+            stop = max(bottom, position - run.slice)
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
 
 
-def _first_block_above(tape: Tape, top: int) -> tuple[int, int]:
+def first_block_above(tape: Tape, top: int) -> tuple[int, int]:
     """Return an instruction, and its first cell, such that no cell below `top` comes later."""
     marks = tape.milestones
     low, high = 0, len(marks)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import record
+from . import recording
 from .array import FUNCTIONS
 from .creation import full, ones, zeros
 from .errors import at_caller
 from .host import structural
 from .indexing import gather, on_cells
-from .record import cells_of, elementwise, shape_of
+from .recording import cells_of, elementwise, shape_of
 from .storage import Storage, Tracked, TrackedArray
 from .tape import recorder
 from .window import Window
@@ -41,7 +41,7 @@ def tracked(x: Any) -> Any:
     """Return array-like `x` as a tracked array or scalar; numbers become constants."""
     if isinstance(x, Tracked):
         return x
-    known = record.operand(x)
+    known = recording.operand(x)
     if known is NotImplemented:
         raise TypeError(f"expected numbers or arrays, got a {type(x).__name__}{at_caller()}")
     return known if isinstance(known, Tracked) else _constant(known)
@@ -51,9 +51,10 @@ def _constant(x: Any) -> Any:
     tape = recorder.current()
     values = np.asarray(x)
     entry = tape.push_input(values)
+    tape.captures(x)
     storage = Storage(tape, entry.cell, values.size)
-    dtype = record.FLOAT32 if values.dtype == np.float32 else record.FLOAT64
-    return record.array(storage, Window.contiguous(0, values.shape), dtype)
+    dtype = recording.FLOAT32 if values.dtype == np.float32 else recording.FLOAT64
+    return recording.array(storage, Window.contiguous(0, values.shape), dtype)
 
 
 # -- rearranging: NumPy's own function on the indices ----------------------------------------------
@@ -81,13 +82,13 @@ for _function in _REARRANGING:
 @implements(np.compress)
 def compress(condition: Any, a: Any, axis: Any = None, out: Any = None) -> Any:
     """Return the slices along an axis where a condition holds."""
-    return np.take(a, np.flatnonzero(_value(condition)), axis=axis)
+    return np.take(a, np.flatnonzero(_decided(condition)), axis=axis)
 
 
 @implements(np.extract)
 def extract(condition: Any, arr: Any) -> Any:
     """Return the elements where a condition holds, along one axis."""
-    return np.take(arr, np.flatnonzero(_value(condition)))
+    return np.take(arr, np.flatnonzero(_decided(condition)))
 
 
 def _view(method: str) -> Function:
@@ -148,7 +149,7 @@ def _joined(function: Any) -> Function:
         tape = recorder.current()
         dtype = np.result_type(*[x.dtype for x in parts])
         cells = function([cells_of(tape, x) for x in parts], *args, **kwargs)
-        return on_cells(tape, cells, record.FLOAT64 if dtype.kind != "f" else dtype)
+        return on_cells(tape, cells, recording.FLOAT64 if dtype.kind != "f" else dtype)
 
     ours.__doc__ = f"{function.__name__}: joins indices of cells, records nothing."
     return ours
@@ -339,15 +340,24 @@ def _shape(a: Any, kwargs: dict[str, Any]) -> Any:
 
 def _decision(function: Any) -> Function:
     def ours(*args: Any, **kwargs: Any) -> Any:
-        return function(*[_value(x) for x in args], **{k: _value(x) for k, x in kwargs.items()})
+        outcome = function(*[_value(x) for x in args], **{k: _value(x) for k, x in kwargs.items()})
+        tape = recorder.tape
+        if tape.recording is not None and tape.recording.decisions is not None:
+            tape.recording.decisions.call(tape, function, args, kwargs, outcome)
+        return outcome
 
     ours.__doc__ = f"{function.__name__}: answers from the values; it has no derivative to lose."
     return ours
 
 
+def _decided(x: Any) -> Any:
+    """Return a mask whose values decide which elements are taken."""
+    return x.value if isinstance(x, Tracked) else x  # type: ignore[attr-defined]
+
+
 def _value(x: Any) -> Any:
     if isinstance(x, Tracked):
-        return x.value  # type: ignore[attr-defined]
+        return x._peek()  # type: ignore[attr-defined]
     if isinstance(x, (list, tuple)):
         return type(x)(_value(item) for item in x)
     return x
@@ -367,7 +377,7 @@ FUNCTIONS[np.shape] = lambda a: a.shape
 FUNCTIONS[np.ndim] = lambda a: a.ndim
 FUNCTIONS[np.size] = lambda a, axis=None: a.size if axis is None else a.shape[axis]
 FUNCTIONS[np.result_type] = lambda *xs: np.result_type(
-    *[record.dtype_of(x) if isinstance(x, Tracked) else x for x in xs]
+    *[recording.dtype_of(x) if isinstance(x, Tracked) else x for x in xs]
 )
 FUNCTIONS[np.can_cast] = lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting)
 

@@ -14,7 +14,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from .errors import at_caller
 from .kernels.opcodes import HOST
-from .record import (
+from .recording import (
     BOOL,
     FLOAT32,
     FLOAT64,
@@ -52,6 +52,7 @@ class HostOperand:
                 self.cells = cells_of(tape, x)
         else:
             self.constant = np.array(x, np.float64)
+            tape.captures(x)
 
     def read(self, v: Floats) -> Floats:
         """Return the operand's values, as a view where that is possible."""
@@ -106,6 +107,17 @@ class HostCall:
                     x.accumulate(g, cotangent)
 
 
+def append(
+    tape: Tape, row: Any, places: list[HostOperand], params: dict[str, Any], shape: Shape
+) -> int:
+    """Append a structural instruction and return the first of the cells that it owns.
+
+    `row` is a row of the table, or whatever has its `name`, its `forward` and its `vjp`.
+    """
+    tape.hosts.append(HostCall(row, places, params, shape))
+    return tape.push_run(HOST, len(tape.hosts) - 1, Window.contiguous(0, shape).size)
+
+
 def structural(name: str, *operands: Any, **params: Any) -> Any:
     """Record a structural row on tracked and constant operands.
 
@@ -126,9 +138,7 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
         dtype = dtype if dtype is BOOL and name in ("min", "max") else INT64
     tape = recorder.current()
     places = [HostOperand(tape, x) for x in known]
-    tape.hosts.append(HostCall(row, places, params, shape))
-    size = Window.contiguous(0, shape).size
-    base = tape.push_run(HOST, len(tape.hosts) - 1, size)
+    base = append(tape, row, places, params, shape)
     out = run(tape, base, shape, dtype)
     if dtype == FLOAT32:
         out.dtype = FLOAT64

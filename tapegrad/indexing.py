@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import at_caller
-from .record import (
+from .recording import (
     FLOAT32,
     FLOAT64,
     array,

@@ -2,7 +2,7 @@
 
 An operator between scalars of this thread's current tape appends three integers to a list and makes
 one object with two attributes set; everything else (constants met for the first time, leaves not
-imported yet, other threads' values, arrays) goes the general way, through `tapegrad.record`.
+imported yet, other threads' values, arrays) goes the general way, through `tapegrad.recording`.
 
 The order of statements matters.  The object is made first, because that can run the garbage
 collector and with it foreign code; between taking a cell number and appending the instruction
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import record
+from . import recording
 from .array import Array
 from .indexing import get
 from .kernels.opcodes import NONDIFF, RESULT, ROWS, UFUNCS
-from .record import BOOL, FLOAT64, array, elementwise
+from .recording import BOOL, FLOAT64, array, elementwise
 from .storage import Storage, TrackedArray, TrackedScalar
 from .tape import read_cell, recorder
 from .ufuncs import array_ufunc, power
@@ -157,9 +157,7 @@ class Scalar(Array, TrackedScalar):
     shape = ()
     dtype = FLOAT64
 
-    @property
-    def value(self) -> Any:
-        """The number now, as a NumPy float64."""
+    def _peek(self) -> Any:
         leaf = self.leaf
         if leaf is not None:
             return leaf.value[()]
@@ -167,7 +165,7 @@ class Scalar(Array, TrackedScalar):
 
     def _windowed(self) -> TrackedArray:
         tape = recorder.current()
-        view: TrackedArray = array(Storage(tape, record.cell_of(tape, self), 1), _POINT, FLOAT64)
+        view: TrackedArray = array(Storage(tape, recording.cell_of(tape, self), 1), _POINT, FLOAT64)
         return view
 
     def copy(self) -> Any:
@@ -175,7 +173,7 @@ class Scalar(Array, TrackedScalar):
         if self.leaf is None:
             return self
         tape = recorder.current()
-        return record.scalar(tape, record.cell_of(tape, self))
+        return recording.scalar(tape, recording.cell_of(tape, self))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method == "__call__" and not kwargs:
@@ -248,4 +246,4 @@ def _short_cuts() -> None:
 
 
 _short_cuts()
-record.classes.scalar = Scalar
+recording.classes.scalar = Scalar

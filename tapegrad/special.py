@@ -15,7 +15,7 @@ import numpy as np
 from .errors import at_caller
 from .kernels.opcodes import ROWS
 from .kernels.rules import FORWARD
-from .record import elementwise
+from .recording import elementwise
 from .storage import Tracked
 
 __all__ = [

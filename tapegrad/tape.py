@@ -23,7 +23,7 @@ import numpy as np
 
 from . import execute
 from .arena import Arena, CompactArena
-from .errors import ReleasedTapeError, ThreadError, at_caller
+from .errors import ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
@@ -82,6 +82,8 @@ class Tape:
         No adjoint leaves this tape (it records under ``no_grad``).
     recording : Recording or None
         The call (of ``tg.grad`` and its like) that this tape is recorded for.
+    pinned : int
+        How many derivatives are being recorded on this tape, which must not end meanwhile.
     """
 
     __slots__ = (
@@ -105,6 +107,7 @@ class Tape:
         "n",
         "open",
         "owner",
+        "pinned",
         "recording",
         "released",
         "serial",
@@ -122,6 +125,7 @@ class Tape:
             recording.tapes.append(self)
         self.serial = next(_serials)
         self.open = True
+        self.pinned = 0
         self.released = False
         self.lock = threading.RLock()
         self.code: list[int] = []
@@ -239,6 +243,12 @@ class Tape:
         self.input_cells += size
         return entry
 
+    def captures(self, x: Any) -> None:
+        """Note an array, or a leaf, that a program being recorded holds from outside."""
+        recording = self.recording
+        if recording is not None and recording.decisions is not None and np.ndim(x):
+            recording.captured.append((x, *caller()))
+
     def import_scalar(self, x: TrackedScalar) -> int:
         """Return the cell of a tracked scalar in this tape, importing it on first use."""
         if x.tape is self:
@@ -278,14 +288,17 @@ class Tape:
     ) -> Import:
         if leaf is not None:
             entry = self.push_input(leaf.value)
+            if self.recording is not None and self.recording.decisions is not None:
+                self.recording.captured.append((leaf, *caller()))
             if not self.detached:
                 entry.leaf = leaf
         else:
             assert source is not None
-            if source.recording is not None and source.recording in recorder.recordings[:-1]:
+            if self._is_program and source.recording in recorder.recordings[:-1]:
                 raise NotImplementedError(
-                    "the value of an enclosing tg.grad, tg.vjp or tg.jacobian was used inside "
-                    "another one: derivatives of derivatives are not implemented yet" + at_caller()
+                    "tg.record was called inside tg.grad or the like, and its function uses a "
+                    "value of the derivative that encloses it: make that value an argument of the "
+                    f"program{at_caller()}"
                 )
             entry = self.push_input(read_cells(source, cells, size))
             if not self.detached and not source.detached:
@@ -324,8 +337,17 @@ class Tape:
         return holder.tape is None or not holder.tape.open
 
     def outgrows(self, limit: int) -> bool:
-        """Whether the tape has more than `limit` cells, and imports are a small part of them."""
+        """Whether the tape has more than `limit` cells, and imports are a small part of them.
+
+        A pinned tape and the recording of a program never do: they stay one tape.
+        """
+        if self.pinned or self._is_program:
+            return False
         return self.next_cell > limit and self.next_cell > 4 * self.input_cells
+
+    @property
+    def _is_program(self) -> bool:
+        return self.recording is not None and self.recording.decisions is not None
 
     def close(self) -> None:
         """End the recording: leaves forget the tape, and a small one moves to a small arena."""
@@ -417,10 +439,12 @@ def check_usable(tape: Tape) -> None:
 class Recording:
     """One recorded call of a function: the tapes that `tg.grad` and its like use up for it."""
 
-    __slots__ = ("tapes",)
+    __slots__ = ("captured", "decisions", "tapes")
 
-    def __init__(self) -> None:
+    def __init__(self, decisions: Any = None) -> None:
         self.tapes: list[Tape] = []
+        self.decisions = decisions  # `tapegrad.decisions.Decisions`, for a program
+        self.captured: list[Any] = []  # arrays that a program holds, and where they came from
 
     def release(self) -> None:
         """Free the tapes; tracked values that outlive the call raise when they are used."""
@@ -464,15 +488,23 @@ class Recorder(threading.local):
         self.current()
 
     def turn_over(self) -> None:
-        """Close the current tape and start a new one of the same kind."""
+        """Close the current tape, unless it is pinned, and start a new one of the same kind."""
         old = self.tape
-        self.tape = Tape(self.owner, old.detached, old.recording)
+        if old.pinned:
+            return
+        self.tape = type(old)(self.owner, old.detached, old.recording)
         old.close()
 
-    def enter(self, *, detached: bool = False, recording: Recording | None = None) -> Tape:
+    def enter(
+        self,
+        *,
+        detached: bool = False,
+        recording: Recording | None = None,
+        kind: type[Tape] = Tape,
+    ) -> Tape:
         """Put the current tape aside and record on a new one; returns the old, for `leave`."""
         outer = self.tape
-        self.tape = Tape(self.owner, detached, recording)
+        self.tape = kind(self.owner, detached, recording)
         if recording is not None:
             self.recordings.append(recording)
         return outer

@@ -123,18 +123,19 @@ def flatten(obj: Any, is_leaf: IsLeaf | None = None) -> tuple[list[Any], TreeDef
     ([[1.0, 2.0]], TreeDef({'x': *}))
     """
     leaves: list[Any] = []
+    return leaves, _take_apart(obj, is_leaf, leaves)
 
-    def visit(part: Any) -> TreeDef:
-        opened = None if is_leaf is not None and is_leaf(part) else _open(part)
-        if opened is None:
-            leaves.append(part)
-            return LEAF
-        keys, children = opened
-        default = part.default_factory if isinstance(part, defaultdict) else None
-        return TreeDef(type(part), keys, tuple([visit(child) for child in children]), default)
 
-    treedef = visit(obj)
-    return leaves, treedef
+def _take_apart(part: Any, is_leaf: IsLeaf | None, leaves: list[Any]) -> TreeDef:
+    # No closure: one that calls itself would keep the leaves until the garbage collector runs.
+    opened = None if is_leaf is not None and is_leaf(part) else _open(part)
+    if opened is None:
+        leaves.append(part)
+        return LEAF
+    keys, parts = opened
+    default = part.default_factory if isinstance(part, defaultdict) else None
+    children = tuple([_take_apart(child, is_leaf, leaves) for child in parts])
+    return TreeDef(type(part), keys, children, default)
 
 
 def flatten_like(treedef: TreeDef, obj: Any, is_leaf: IsLeaf | None = None) -> list[Any]:
@@ -162,28 +163,30 @@ def flatten_like(treedef: TreeDef, obj: Any, is_leaf: IsLeaf | None = None) -> l
     ValueError: structures differ at ['b']: expected a list of 1, got a list of 2
     """
     leaves: list[Any] = []
-
-    def visit(node: TreeDef, part: Any, path: str) -> None:
-        opened = _open(part)
-        if node.kind is None and (opened is None or (is_leaf is not None and is_leaf(part))):
-            leaves.append(part)
-            return
-        keys, children = opened or ((), ())
-        children = list(children)
-        same = opened is not None and type(part) is node.kind
-        if same and issubclass(type(part), dict) and set(keys) == set(node.keys):
-            children = [part[key] for key in node.keys]
-        elif not same or keys != node.keys:
-            expected = _describe(node.kind, node.keys)
-            got = _describe(None if opened is None else type(part), keys)
-            raise ValueError(
-                f"structures differ at {path or 'the top'}: expected {expected}, got {got}"
-            )
-        for key, child, value in zip(node.keys, node.children, children, strict=True):
-            visit(child, value, path + _step(node, key))
-
-    visit(treedef, obj, "")
+    _take_like(treedef, obj, "", is_leaf, leaves)
     return leaves
+
+
+def _take_like(
+    node: TreeDef, part: Any, path: str, is_leaf: IsLeaf | None, leaves: list[Any]
+) -> None:
+    opened = _open(part)
+    if node.kind is None and (opened is None or (is_leaf is not None and is_leaf(part))):
+        leaves.append(part)
+        return
+    keys, children = opened or ((), ())
+    children = list(children)
+    same = opened is not None and type(part) is node.kind
+    if same and issubclass(type(part), dict) and set(keys) == set(node.keys):
+        children = [part[key] for key in node.keys]
+    elif not same or keys != node.keys:
+        expected = _describe(node.kind, node.keys)
+        got = _describe(None if opened is None else type(part), keys)
+        raise ValueError(
+            f"structures differ at {path or 'the top'}: expected {expected}, got {got}"
+        )
+    for key, child, value in zip(node.keys, node.children, children, strict=True):
+        _take_like(child, value, path + _step(node, key), is_leaf, leaves)
 
 
 def unflatten(treedef: TreeDef, leaves: Iterable[Any]) -> Any:
@@ -248,6 +251,103 @@ def _rectangle(obj: Any) -> tuple[int, ...] | None:
     if first is None or any(_rectangle(item) != first for item in obj[1:]):
         return None
     return (len(obj), *first)
+
+
+# -- structures in files ---------------------------------------------------------------------------
+
+_MAX_DEPTH = 100
+_KEYS = (str, int, float, type(None))  # bool is an int
+
+
+def to_data(treedef: TreeDef) -> Any:
+    """Return a structure as lists, dicts and strings, such as JSON has.
+
+    Named tuples and dataclasses are described by their names and those of their fields, and a
+    defaultdict becomes a dict.
+
+    Raises
+    ------
+    TypeError
+        For a dict with keys other than strings, numbers and None.
+
+    Examples
+    --------
+    >>> to_data(flatten({"w": [1.0, 2.0], "b": (None, 3.0)})[1])
+    {'dict': ['w', 'b'], 'children': [{'list': 2, 'children': ['*', '*']}, {'tuple': 2, ...}]}
+    """
+    kind, keys = treedef.kind, treedef.keys
+    if kind is None:
+        return "*"
+    if kind is _NONE:
+        return None
+    children = [to_data(child) for child in treedef.children]
+    if kind is list or kind is tuple:
+        return {kind.__name__: len(keys), "children": children}
+    if issubclass(kind, dict):
+        wrong = [key for key in keys if not isinstance(key, _KEYS)]
+        if wrong:
+            raise TypeError(f"a dict with the key {wrong[0]!r}, which is no string, number or None")
+        name = "OrderedDict" if kind is OrderedDict else "dict"
+        return {name: list(keys), "children": children}
+    return {"fields": list(keys), "class": kind.__qualname__, "children": children}
+
+
+def from_data(data: Any, classes: Iterable[type] = ()) -> TreeDef:
+    """Return the structure that `to_data` described.
+
+    Parameters
+    ----------
+    data : object
+    classes : iterable of type
+        Named tuples and dataclasses that may occur; others become dicts of their fields.
+
+    Raises
+    ------
+    ValueError
+        Where the data describe no structure.
+
+    Examples
+    --------
+    >>> tree = flatten({"w": [1.0, 2.0], "b": (None, 3.0)})[1]
+    >>> from_data(to_data(tree)) == tree
+    True
+    """
+    known = {(kind.__qualname__, _fields(kind)): kind for kind in classes}
+
+    def build(part: Any, depth: int) -> TreeDef:
+        if part == "*":
+            return LEAF
+        if part is None:
+            return TreeDef(_NONE)
+        if not isinstance(part, dict) or not isinstance(part.get("children"), list):
+            raise ValueError(f"this describes no structure: {str(part)[:60]}")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"a structure is more than {_MAX_DEPTH} levels deep")
+        children = tuple([build(child, depth + 1) for child in part["children"]])
+        kind, keys = _container(part, known)
+        unhashable = not all(isinstance(key, _KEYS) for key in keys)
+        if unhashable or len(set(keys)) != len(keys) or len(keys) != len(children):
+            raise ValueError(f"a {kind.__name__} with wrong keys: {str(keys)[:60]}")
+        return TreeDef(kind, keys, children)
+
+    return build(data, 0)
+
+
+def _container(part: dict[str, Any], known: dict[Any, type]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type and keys of a container in a file."""
+    names: dict[str, type] = {"list": list, "tuple": tuple}
+    for name, kind in names.items():
+        if name in part:
+            return kind, tuple(range(len(part["children"])))
+    for name, kind in (("dict", dict), ("OrderedDict", OrderedDict)):
+        if isinstance(part.get(name), list):
+            return kind, tuple(part[name])
+    if not isinstance(part.get("fields"), list):
+        raise ValueError(f"an unknown container: {str(part)[:60]}")
+    keys = tuple(part["fields"])
+    if not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"fields must have names: {str(keys)[:60]}")
+    return known.get((str(part.get("class")), keys), dict), keys
 
 
 # -- containers -----------------------------------------------------------------------------------

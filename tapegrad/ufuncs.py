@@ -11,7 +11,7 @@ from .errors import NotDifferentiableError, at_caller
 from .host import structural
 from .indexing import assign
 from .kernels.opcodes import INTEGER_OPERAND, MULTI_UFUNCS, UFUNCS
-from .record import FLOAT64, elementwise, operand, promote, shape_of
+from .recording import FLOAT64, elementwise, operand, promote, shape_of
 from .storage import Tracked, TrackedArray
 
 

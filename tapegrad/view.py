@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from . import record
+from . import recording
 from .array import Array
 from .errors import at_caller
 from .indexing import assign, get
-from .record import FLOAT64, elementwise
+from .recording import FLOAT64, elementwise
 from .scalar import Scalar
 from .storage import Leaf, TrackedArray
 from .tape import check_usable, read_cell, read_cells, recorder
@@ -36,9 +36,7 @@ class ArrayView(Array, TrackedArray):
             return None
         return leaf if self.window.offset == 0 and self.window.is_contiguous else None
 
-    @property
-    def value(self) -> Any:
-        """The values now: a read-only ndarray, or a NumPy scalar for no axes."""
+    def _peek(self) -> Any:
         window, storage = self.window, self.storage
         if storage.leaf is not None:
             values = window.view(storage.leaf.value.reshape(-1))
@@ -62,9 +60,11 @@ class ArrayView(Array, TrackedArray):
     def __bool__(self) -> bool:
         storage = self.storage
         if storage.size == 1 and storage.leaf is None and storage.index is None:
-            # A decision on one number: nothing but its cell is looked at.
-            return read_cell(storage.tape, storage.base) != 0.0
-        return bool(self.value)
+            tape = storage.tape
+            assert tape is not None
+            if tape.recording is None:  # one number: nothing but its cell is looked at
+                return read_cell(tape, storage.base) != 0.0
+        return super().__bool__()
 
     def _windowed(self) -> TrackedArray:
         return self
@@ -170,4 +170,4 @@ def _update(self: ArrayView, operate: Callable[[Any, Any], Any], other: Any) -> 
     return self
 
 
-record.classes.array = ArrayView
+recording.classes.array = ArrayView

@@ -551,11 +551,12 @@ BAD_CALLS = {
         lambda: tg.vjp(lambda x: (x, x), 1.0)[1](1.0), ValueError, "expected a tuple of 2"),
     "pulling another shape": (
         lambda: tg.vjp(lambda x: x, np.ones(2))[1](np.ones(3)), ValueError, r"shape \(3,\)"),
-    "a derivative of a derivative": (
-        lambda: tg.grad(lambda x: tg.grad(lambda y: y)(x))(1.0), NotImplementedError, r"\.value"),
-    "a derivative within a derivative": (
-        lambda: tg.grad(lambda x: tg.grad(lambda y: y * x)(1.0))(1.0), NotImplementedError,
-        "enclosing"),
+    "a derivative of a truth": (
+        lambda: tg.grad(lambda x: tg.grad(lambda y: 1.0 * y)(x > 0.0))(1.0), TypeError,
+        "tracked and of dtype bool"),
+    "pulling a tracked value of another shape": (
+        lambda: tg.vjp(lambda x: x, np.ones(2))[1](tg.array(np.ones(3))), ValueError,
+        r"shape \(3,\).*shape \(2,\)"),
 }  # fmt: skip
 
 

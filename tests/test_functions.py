@@ -123,6 +123,7 @@ def check_gradient(call, tolerance):
         np.testing.assert_allclose(found[k], expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:numpy.fix is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("call", calls(REARRANGING) + calls(COMPUTING))
 def test_a_function_gives_the_value_and_the_gradient_of_numpy(call):
     expected = eval(call, variables(np.copy) | {"s": ARGUMENTS["s"]})
@@ -134,6 +135,7 @@ def test_a_function_gives_the_value_and_the_gradient_of_numpy(call):
     check_gradient(call, 1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:numpy.fix is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("call", calls(REARRANGING) + calls(COMPUTING))
 def test_a_function_keeps_single_precision(call):
     single = {"c": np.float32(CONSTANTS["c"])}

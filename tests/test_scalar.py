@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tapegrad as tg
-from tapegrad import record, tape
+from tapegrad import recording, tape
 from tapegrad.kernels.opcodes import UFUNCS
 from tapegrad.tape import recorder
 
@@ -84,7 +84,10 @@ def test_a_short_cut_records_what_the_general_way_records():
     ]
     for short, (row, *operands) in pairs:
         instructions = []
-        for make in (short, lambda row=row, operands=operands: record.elementwise(row, *operands)):
+        for make in (
+            short,
+            lambda row=row, operands=operands: recording.elementwise(row, *operands),
+        ):
             recorder.tape.flush()
             make()
             instructions.append(tuple(recorder.tape.code))
@@ -94,7 +97,7 @@ def test_a_short_cut_records_what_the_general_way_records():
 @pytest.mark.parametrize("name", sorted(name for name in UFUNCS if hasattr(np, name)))
 def test_ufuncs_of_numbers_are_those_of_one_element_arrays(name):
     ufunc = getattr(np, name)
-    if UFUNCS[name] in record.NONDIFF or not isinstance(ufunc, np.ufunc):
+    if UFUNCS[name] in recording.NONDIFF or not isinstance(ufunc, np.ufunc):
         return
     second = (2,) if ufunc.nin == 2 else ()
     results = []

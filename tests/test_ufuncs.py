@@ -155,12 +155,18 @@ def outcome(compute):
         return type(error)
 
 
+# Before 2.3, NumPy's ** took a power of no axes for a Python number, and lost its dtype.
+OLD_POWERS = np.lib.NumpyVersion(np.__version__) < "2.3.0"
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_an_operator_gives_what_numpy_gives(name, value):
     operate = BINARY[name]
     for other in OTHERS:
+        if name == "pow" and OLD_POWERS and isinstance(other, (np.ndarray, np.generic)):
+            continue
         for tracked in (tg.array(value), tg.array(value) * 1):
             for swap in (False, True):
                 pair = (other, value) if swap else (value, other)

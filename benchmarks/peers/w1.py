@@ -44,6 +44,22 @@ def tapegrad(options: Options) -> Case:
 
 
 @PEERS.add
+def tapegrad_replay(options: Options) -> Case:
+    """A program of tapegrad, recorded once and replayed."""
+    import tapegrad as tg
+
+    steps = steps_of(options)
+    start = time.perf_counter()
+    program = tg.record(lambda x, a, b: scalar_loop(x, a, b, steps, np.sin), *LOOP_POINT)
+    recorded = time.perf_counter() - start
+
+    def gradient() -> list[float]:
+        return list(program.value_and_grad(*LOOP_POINT, argnums=(0, 1, 2))[1])
+
+    return Case({"replay": gradient}, gradient, {"trace_s": recorded})
+
+
+@PEERS.add
 def c_manual(options: Options) -> Case:
     """The hand-written adjoint in C."""
     library = ctypes.CDLL(str(floors()))

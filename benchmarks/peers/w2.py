@@ -43,6 +43,22 @@ def tapegrad(options: Options) -> Case:
 
 
 @PEERS.add
+def tapegrad_replay(options: Options) -> Case:
+    """A program of tapegrad, recorded once and replayed."""
+    import tapegrad as tg
+
+    x, n = _point(options)
+    start = time.perf_counter()
+    program = tg.record(lambda x: rosenbrock(x, n), x)
+    recorded = time.perf_counter() - start
+    return Case(
+        {"replay": lambda: program.value_and_grad(x)},
+        lambda: program.value_and_grad(x)[1],
+        {"trace_s": recorded},
+    )
+
+
+@PEERS.add
 def c_manual(options: Options) -> Case:
     """The hand-written adjoint in C."""
     library = ctypes.CDLL(str(floors()))

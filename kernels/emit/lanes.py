@@ -8,37 +8,16 @@ from tapegrad.kernels.emit.numbering import CELLS, STRUCTURAL, Opcode
 from tapegrad.kernels.emit.scalar import chain, is_common
 from tapegrad.ops.row import Nondiff, Partial, Row, parse
 
-_WINDOWS = '''BLOCK = 512
-"""Lanes that are done at a time; operands that are not contiguous are copied block by block."""
-
-_LANES = {lanes}
-_CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
-
-# A digit for each opcode: the number of operands, and the bits of the operands that have a partial.
-_ARITY = np.array(
-    list(
-{arity}
-    ),
-    dtype=np.uint8,
-)
-_PARTIALS = np.array(
-    list(
-{partials}
-    ),
-    dtype=np.uint8,
-)
-
-
-@helper
+IS_UNIFORM = '''@helper
 def is_uniform(d, at, ndim):
     """Say whether all lanes of a window are one cell."""
     moves = 0
     for axis in range(ndim):
         moves |= d[at + 2 + axis]
     return moves == 0
+'''
 
-
-@helper
+_IS_CONTIGUOUS = '''@helper
 def is_contiguous(d, at, ndim, shape):
     """Say whether the lanes of a window are consecutive cells."""
     expected = 1
@@ -48,9 +27,9 @@ def is_contiguous(d, at, ndim, shape):
             return False
         expected *= extent
     return True
+'''
 
-
-@helper
+LOCATE = '''@helper
 def locate(d, at, ndim, shape, lane, n, places):
     """Write the places of `n` lanes of a window from `lane` on, by runs of the last axis."""
     inner = d[shape + ndim - 1]
@@ -69,9 +48,30 @@ def locate(d, at, ndim, shape, lane, n, places):
         for m in range(run):
             places[done + m] = place + m * step
         done += run
+'''
 
+_TABLES = '''BLOCK = 512
+"""Lanes that are done at a time; operands that are not contiguous are copied block by block."""
 
-@helper
+_LANES = {lanes}
+_CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
+
+# A digit for each opcode: the number of operands, and the bits of the operands that have a partial.
+_ARITY = np.array(
+    list(
+{arity}
+    ),
+    dtype=np.uint8,
+)
+_PARTIALS = np.array(
+    list(
+{partials}
+    ),
+    dtype=np.uint8,
+)
+'''
+
+_OPERANDS = '''@helper
 def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):
     """Return the values of `n` lanes of an operand: in place where they are contiguous."""
     kind = d[at]
@@ -305,9 +305,13 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
     ]
     header = HEADER.format(title="The lane interpreters: array instructions, a block at a time.")
     body = [
-        _WINDOWS.format(
-            lanes=STRUCTURAL.index("LANES"), arity=_digits(arity), partials=_digits(partials)
+        _TABLES.format(
+            lanes=STRUCTURAL.index("LANES"), arity=digits(arity), partials=digits(partials)
         ),
+        IS_UNIFORM,
+        _IS_CONTIGUOUS,
+        LOCATE,
+        _OPERANDS,
         _VALUES.format(
             rare=chain(rare, _rare_value, "    "), common=chain(common, _values, "    ")
         ),
@@ -321,9 +325,10 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
     return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(body)])
 
 
-def _digits(values: list[int]) -> str:
-    digits = "".join(map(str, values))
-    return "\n".join(f'        "{digits[i : i + 80]}"' for i in range(0, len(digits), 80))
+def digits(values: list[int]) -> str:
+    """Return a digit for each opcode, as lines of a list of strings."""
+    text = "".join(map(str, values))
+    return "\n".join(f'        "{text[i : i + 80]}"' for i in range(0, len(text), 80))
 
 
 def _has_partial(partial: Partial) -> bool:

@@ -11,12 +11,22 @@ from tapegrad.ops.structural import STRUCTURAL, unbroadcast
 
 
 def check(name: str, operands: Any, **params: Any) -> None:
-    """Compare each cotangent with the complex-step derivative of the value."""
+    """Compare each cotangent, and the tangents, with the complex-step derivative of the value."""
     row = STRUCTURAL[name]
     out = np.asarray(row.forward(*operands, **params))
-    g = np.random.default_rng(7).normal(size=out.shape)
+    rng = np.random.default_rng(7)
+    g = rng.normal(size=out.shape)
     cotangents = row.vjp(g, out, *operands, **params)
     assert len(cotangents) == len(operands)
+    directions = [rng.normal(size=operand.shape) for operand in operands]
+    check_tangent(row, out, operands, directions, params)
+    for given in range(len(operands) if len(operands) > 1 else 0):  # the others are constants
+        one = [t if i == given else None for i, t in enumerate(directions)]
+        check_tangent(row, out, operands, one, params)
+    check_many(row, out, operands, params)
+    tangent = row.jvp(directions, out, *operands, **params)
+    received = sum(np.sum(c * t) for c, t in zip(cotangents, directions, strict=True))
+    np.testing.assert_allclose(np.sum(g * tangent), received, rtol=1e-11, atol=1e-11)
     for position, (operand, cotangent) in enumerate(zip(operands, cotangents, strict=True)):
         want = np.zeros(operand.shape)
         for index in np.ndindex(operand.shape):
@@ -25,6 +35,46 @@ def check(name: str, operands: Any, **params: Any) -> None:
             want[index] = np.sum(np.asarray(row.forward(*moved, **params)).imag * g) / 1e-30
         assert cotangent.shape == operand.shape
         np.testing.assert_allclose(cotangent, want, rtol=1e-12, atol=1e-12)
+
+
+def check_many(row: Any, out: Any, operands: Any, params: Any) -> None:
+    """Compare the rules for many cotangents and tangents with the rules for each."""
+    if row.vjps is None:
+        return
+    rng = np.random.default_rng(8)
+    g = rng.normal(size=(3, *out.shape))
+    want = [row.vjp(one, out, *operands, **params) for one in g]
+    for wanted in ([True, True], [True, False], [False, True]):
+        wanted = wanted[: len(operands)]
+        got = row.vjps(g, wanted, *operands, **params)
+        assert len(got) == len(operands)
+        for position, cotangents in enumerate(got):
+            if wanted[position]:
+                stacked = np.stack([cotangent[position] for cotangent in want])
+                assert cotangents.shape == stacked.shape
+                np.testing.assert_allclose(cotangents, stacked, rtol=1e-12, atol=1e-12)
+            elif len(operands) > 1:
+                assert cotangents is None
+        directions = [
+            rng.normal(size=(3, *x.shape)) if given else None
+            for x, given in zip(operands, wanted, strict=True)
+        ]
+        if any(wanted):
+            each = [
+                row.jvp([None if t is None else t[i] for t in directions], out, *operands, **params)
+                for i in range(3)
+            ]
+            tangents = row.jvps(directions, *operands, **params)
+            assert tangents.shape == g.shape
+            np.testing.assert_allclose(tangents, np.stack(each), rtol=1e-12, atol=1e-12)
+
+
+def check_tangent(row: Any, out: Any, operands: Any, directions: Any, params: Any) -> None:
+    moved = [x if t is None else x + 1e-30j * t for x, t in zip(operands, directions, strict=True)]
+    want = np.asarray(row.forward(*moved, **params)).imag / 1e-30
+    tangent = np.asarray(row.jvp(directions, out, *operands, **params))
+    assert tangent.shape == out.shape
+    np.testing.assert_allclose(tangent, want, rtol=1e-12, atol=1e-12)
 
 
 def cube(zeros: int) -> Any:
@@ -59,12 +109,17 @@ def test_scalars_reduce_to_themselves() -> None:
         (cotangent,) = STRUCTURAL[name].vjp(np.array(2.0), np.array(3.0), np.array(3.0))
         assert cotangent.shape == ()
         assert cotangent == 2.0
+        assert STRUCTURAL[name].jvp([np.array(2.0)], np.array(3.0), np.array(3.0)) == 2.0
 
 
 def test_ties_share_evenly_and_nan_takes_its_share() -> None:
     x = np.array([[3.0, 3.0, 1.0], [1.0, np.nan, 2.0]])
     (cotangent,) = STRUCTURAL["max"].vjp(np.array([1.0, 2.0]), np.max(x, axis=1), x, axis=1)
     assert cotangent.tolist() == [[0.5, 0.5, 0.0], [0.0, 2.0, 0.0]]
+    t = np.array([[2.0, 4.0, 8.0], [np.inf, 5.0, np.nan]])
+    assert STRUCTURAL["max"].jvp([t], np.max(x, axis=1), x, axis=1).tolist() == [3.0, 5.0]
+    kept = STRUCTURAL["min"].jvp([t[:1]], np.array(1.0), x[:1], axis=None, keepdims=True)
+    assert kept.tolist() == [[8.0]]
     (cotangent,) = STRUCTURAL["min"].vjp(np.array(1.0), np.array(1.0), x[:1], axis=None)
     assert cotangent.tolist() == [[0.0, 0.0, 1.0]]
 

@@ -302,6 +302,7 @@ def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
         return INDEXED, offset, window.broadcast_to(shape).strides
     if isinstance(x, np.ndarray) and x.size != 1:
         entry = tape.push_input(x)
+        tape.captures(x)
         window = Window.contiguous(entry.cell, x.shape).broadcast_to(shape)
         return PASSIVE_CELLS, entry.cell, window.strides
     value = x.item() if isinstance(x, np.ndarray) else x

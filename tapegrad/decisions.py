@@ -1,0 +1,243 @@
+"""Guards: what Python decided from values while a program was recorded, to be found again.
+
+A replay runs the instructions of one way through the code.  Wherever Python looked at a value while
+that way was taken (``if x > 0``, ``int(x)``, ``x.item()``, ``np.argmax(x)``, a mask used as an
+index), the outcome is noted here, and every replay is checked against it before its result is given
+out.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import trees
+from .errors import ControlFlowChanged, caller
+from .host import HostOperand
+from .pool import Pool
+from .recording import cells_of
+from .simplify import anchors, moved_operand
+from .storage import Floats, Tracked, TrackedArray, TrackedScalar
+from .tape import Tape
+
+Outcome = Any
+
+
+class Decision:
+    """One look at a value: what was asked, where, and the answer.
+
+    Attributes
+    ----------
+    what : str
+        The question, such as ``"the truth of a value"``.
+    file, line : str, int
+        Where the user's code asked it.
+    outcome : float, ndarray or other
+        The answer while recording.
+    """
+
+    __slots__ = ("file", "line", "outcome", "what")
+
+    def __init__(self, what: str, outcome: Outcome, place: tuple[str, int] | None = None) -> None:
+        self.what = what
+        self.outcome = outcome
+        self.file, self.line = place or caller()
+
+    def changed(self, outcome: Outcome) -> ControlFlowChanged:
+        """Return the error that says how a replay answered instead."""
+        return ControlFlowChanged(
+            f"{self.what} at {os.path.basename(self.file)}:{self.line} was {_say(self.outcome)} "
+            f"when the program was recorded, and is {_say(outcome)} for these arguments; record "
+            "again, or let tg.function keep a program for each way",
+            self,
+            outcome,
+        )
+
+
+class Decisions:
+    """The decisions of one recording, in the order in which they were taken."""
+
+    def __init__(self) -> None:
+        self.all: list[Decision] = []
+        self._cells = Pool(np.uint32)
+        self._expected = Pool(np.float64)
+        self._starts: list[int] = []  # of each decision on values in `_cells`
+        self._numbers: list[int] = []  # and which one of `all` it is
+        self._calls: list[_Call] = []
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def look(self, x: Tracked, values: Any, what: str) -> None:
+        """Note that the values of `x` were looked at."""
+        if isinstance(x, TrackedScalar):
+            cells = np.array([x.cell], np.uint32)
+        else:
+            assert isinstance(x, TrackedArray)
+            assert x.storage.tape is not None
+            cells = cells_of(x.storage.tape, x).ravel().astype(np.uint32)
+        self._starts.append(self._cells.extend(cells))
+        self._expected.extend(np.asarray(values, np.float64).ravel())
+        self._numbers.append(len(self.all))
+        self.all.append(Decision(what, np.array(values)[()]))
+
+    def call(
+        self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, outcome: Any
+    ) -> None:
+        """Note that a function of values, such as ``np.argmax``, was answered."""
+        self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
+        self.all.append(Decision(f"np.{function.__name__}", outcome))
+
+    def cells(self) -> np.ndarray[Any, Any]:
+        """Return cells of all instructions that decisions look at."""
+        found = [self._cells.array().astype(np.int64)]
+        found += [np.array(call.anchors(), np.int64) for call in self._calls]
+        return np.concatenate(found)
+
+    def rename(self, to: np.ndarray[Any, Any]) -> None:
+        """Follow the cells of a tape that was simplified."""
+        renamed = Pool(np.uint32)
+        renamed.extend(to[self._cells.array()].astype(np.uint32))
+        self._cells = renamed
+        for call in self._calls:
+            call.rename(to)
+
+    def to_parts(self) -> tuple[list[Any], Any, Any, Any]:
+        """Return what a file keeps: places in the code, which each decision is of, cells, answers.
+
+        Raises
+        ------
+        TypeError
+            Where a function of values, such as ``np.argmax``, decided.
+        """
+        if self._calls:
+            decision = self.all[self._calls[0].number]
+            raise TypeError(
+                f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
+                f"{decision.line} decided what was recorded, and such a decision has no place in a "
+                "file; compare the values by >, < or == instead"
+            )
+        sites: dict[Any, int] = {}
+        numbers = np.zeros(len(self.all), np.uint32)
+        for i, decision in enumerate(self.all):
+            outcome = np.asarray(decision.outcome)
+            place = decision.what, os.path.basename(decision.file), decision.line
+            site = (*place, outcome.dtype.name, outcome.shape)
+            numbers[i] = sites.setdefault(site, len(sites))
+        return list(sites), numbers, self._cells.array(), self._expected.array()
+
+    @classmethod
+    def from_parts(cls, sites: list[Any], numbers: Any, cells: Any, expected: Any) -> Decisions:
+        """Return the decisions that `to_parts` took apart.
+
+        Raises
+        ------
+        ValueError
+            Where the parts do not fit together.
+        """
+        if cells.size != expected.size or (numbers.size and int(numbers.max()) >= len(sites)):
+            raise ValueError("their parts are of different lengths")
+        new, start = cls(), 0
+        for number in numbers.tolist():
+            what, file, line, dtype, shape = sites[number]
+            stop = start + prod(shape)
+            if stop > expected.size:
+                raise ValueError("they look at more cells than there are")
+            with np.errstate(invalid="ignore"):
+                outcome = expected[start:stop].reshape(shape).astype(dtype)[()]
+            new._starts.append(start)
+            new._numbers.append(len(new.all))
+            new.all.append(Decision(what, outcome, (file, line)))
+            start = stop
+        if start != cells.size:
+            raise ValueError("they look at fewer cells than there are")
+        new._cells.extend(cells)
+        new._expected.extend(expected)
+        return new
+
+    def check(self, v: Floats) -> tuple[int, Outcome] | None:
+        """Return the first decision that the values `v` would take otherwise, and how."""
+        found: tuple[int, Outcome] | None = None
+        expected, actual = self._expected.array(), v[self._cells.array()]
+        same = actual == expected
+        if not same.all():
+            same |= np.isnan(actual) & np.isnan(expected)
+            if not same.all():
+                i = bisect_right(self._starts, int(np.argmin(same))) - 1
+                stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
+                number = self._numbers[i]
+                recorded = np.asarray(self.all[number].outcome)
+                answer = actual[self._starts[i] : stop].reshape(recorded.shape)
+                found = number, answer.astype(recorded.dtype)[()]
+        for call in self._calls:
+            if found is not None and call.number > found[0]:
+                break
+            outcome = call.answer(v)
+            if not _equal(outcome, self.all[call.number].outcome):
+                return call.number, outcome
+        return found
+
+
+class _Call:
+    """A function of values that was asked for a decision, and where its arguments are."""
+
+    __slots__ = ("_places", "_tree", "function", "number")
+
+    def __init__(
+        self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, number: int
+    ) -> None:
+        self.function = function
+        self.number = number
+        leaves, self._tree = trees.flatten((list(args), dict(kwargs)))
+        self._places = [HostOperand(tape, x) if isinstance(x, Tracked) else x for x in leaves]
+
+    def anchors(self) -> list[int]:
+        """Return cells of all instructions that the arguments come from."""
+        places = [x for x in self._places if isinstance(x, HostOperand)]
+        return [cell for place in places for cell in anchors(place)]
+
+    def rename(self, to: np.ndarray[Any, Any]) -> None:
+        """Follow the cells of a tape that was simplified."""
+        self._places = [
+            moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self._places
+        ]
+
+    def answer(self, v: Floats) -> Outcome:
+        """Ask again, with other values."""
+        leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self._places]
+        args, kwargs = trees.unflatten(self._tree, leaves)
+        with np.errstate(all="ignore"):
+            return self.function(*args, **kwargs)
+
+
+def deciding(x: Any) -> Decisions | None:
+    """Return where a look at `x` has to be noted: None unless a program is being recorded."""
+    tape = x.storage.tape if isinstance(x, TrackedArray) else x.tape
+    if tape is None or tape.recording is None:
+        return None
+    decisions: Decisions | None = tape.recording.decisions
+    return decisions
+
+
+def same_outcome(one: Outcome, other: Outcome) -> bool:
+    """Whether two answers to one question agree."""
+    return _equal(one, other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    a, b = np.asarray(one), np.asarray(other)
+    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+
+
+def _say(outcome: Outcome) -> str:
+    value = np.asarray(outcome) if not isinstance(outcome, tuple) else None
+    if value is None or value.size > 6:
+        return "another selection" if value is None else f"an array of shape {value.shape}"
+    return str(value.tolist())

@@ -1,0 +1,340 @@
+"""Program files: what comes back, what cannot be written, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tapegrad as tg
+from tapegrad import files
+from tapegrad.kernels.opcodes import NAMES
+
+_SPEC = importlib.util.spec_from_file_location(
+    "fuzz_files", Path(__file__).parent / "fuzz_files.py"
+)
+fuzz_files = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fuzz_files)
+
+ORIGINALS = fuzz_files.originals()
+CONSTANT = np.array([0.5, -1.5, 2.0])
+
+
+@pytest.fixture(scope="module")
+def original():
+    """The contents of a file that has everything, and arguments of its program."""
+    return ORIGINALS[1]
+
+
+def again(program, **options):
+    return files.from_bytes(files.to_bytes(program), **options)
+
+
+@pytest.mark.parametrize("executor", ["reference", "compiled"])
+@pytest.mark.parametrize(
+    ("f", "args", "others"),
+    [
+        (fuzz_files.scalars, (0.3, 4), (0.4, 4)),
+        (fuzz_files.arrays, (np.arange(4.0), {"s": 1.5}), (np.arange(4.0) + 0.3, {"s": -0.5})),
+    ],
+)
+def test_a_loaded_program_is_the_program(tmp_path, executor, f, args, others):
+    program = tg.record(f, *args)
+    program.save(tmp_path / "f.tape")
+    loaded = tg.load(tmp_path / "f.tape")
+    assert len(loaded) == len(program)
+    with tg.executor(executor):
+        for arguments in (others, args):
+            expected, pull = program.vjp(*arguments)
+            found, loaded_pull = loaded.vjp(*arguments)
+            assert repr(found) == repr(expected)
+            tg.trees.map(np.testing.assert_allclose, found, f(*arguments))
+            assert repr(loaded_pull(expected)) == repr(pull(expected))
+
+
+def test_derivatives_of_a_loaded_program():
+    program = tg.record(lambda x: np.sum(CONSTANT * x**3) / x[0], np.ones(3))
+    loaded = again(program)
+    x = np.array([0.5, 1.5, -2.0])
+    np.testing.assert_array_equal(loaded.value_and_grad(x)[1], program.value_and_grad(x)[1])
+    np.testing.assert_array_equal(loaded.jacobian(x), program.jacobian(x))
+
+
+def test_a_file_needs_no_source(tmp_path):
+    """Another process, which knows nothing of the function, runs it."""
+    tg.record(lambda x: np.sum(np.sin(x) * CONSTANT), np.ones(3)).save(tmp_path / "f.tape")
+    code = """
+        import sys, numpy as np, tapegrad as tg
+        value, gradient = tg.load(sys.argv[1]).value_and_grad(np.array([1.0, 2.0, 3.0]))
+        print(value, *gradient)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "f.tape")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    value, *gradient = map(float, run.stdout.split())
+    x = np.array([1.0, 2.0, 3.0])
+    assert value == pytest.approx(np.sum(np.sin(x) * CONSTANT), rel=1e-15)
+    np.testing.assert_allclose(gradient, np.cos(x) * CONSTANT, rtol=1e-15)
+
+
+class Pair(NamedTuple):
+    left: float
+    right: np.ndarray
+
+
+@dataclass
+class Parameters:
+    pair: Pair
+    more: list
+
+
+def parameters(p, other):
+    result = p.pair.left * np.sum(p.pair.right) + p.more[0] * other["t"]
+    return Pair(result, p.pair.right * 2.0), None, OrderedDict(n=result)
+
+
+def test_structures_with_and_without_their_classes():
+    p = Parameters(Pair(1.0, np.ones(2)), [2.0, None])
+    other = OrderedDict(t=3.0)
+    program = tg.record(parameters, p, other)
+    with_classes = again(program, classes=(Pair, Parameters))
+    assert repr(with_classes(p, other)) == repr(program(p, other))
+    fields = {"pair": {"left": 1.0, "right": np.ones(2)}, "more": [2.0, None]}
+    pair, nothing, ordered = again(program)(fields, other)
+    assert pair["left"] == ordered["n"] == program(p, other)[0].left
+    assert nothing is None
+    assert type(ordered) is OrderedDict
+
+
+def test_keyword_arguments_constants_and_dtypes():
+    def f(x, k, flag, mask, *, scale, name):
+        y = x * x * k if flag and name == "a" else x
+        return y[mask], scale * y[1], np.zeros(2, np.int8), "text", True, float("inf"), x > 0.0
+
+    x, mask = np.array([1.0, -2.0], np.float32), np.array([True, False])
+    program = tg.record(f, x, 3, True, mask, scale=2.0, name="a")
+    loaded = again(program)
+    found = loaded(x, 3, True, mask, scale=4.0, name="a")
+    assert repr(found) == repr(program(x, 3, True, mask, scale=4.0, name="a"))
+    assert found[0].dtype == np.float32
+    with pytest.raises(ValueError, match="part of the program"):
+        loaded(x, 4, True, mask, scale=4.0, name="a")
+    with pytest.raises(ValueError, match="argument scale has shape"):
+        loaded(x, 3, True, mask, scale=np.ones(2), name="a")
+
+
+def test_decisions_are_found_again():
+    def f(x):
+        if x > 1.0:
+            return x * x
+        return np.sin(x) * int(x)
+
+    program = tg.record(f, 0.5)
+    loaded = again(program)
+    assert [d.line for d in loaded.decisions.all] == [d.line for d in program.decisions.all]
+    with pytest.raises(tg.ControlFlowChanged, match=r"test_files\.py:\d+ was False .* is True"):
+        loaded(2.0)
+    with pytest.raises(tg.ControlFlowChanged, match=r"integer of a value .* was 0"):
+        loaded(-1.0)
+    assert again(loaded)(0.25) == program(0.25)
+
+
+def test_captured_values_come_along():
+    program = tg.record(lambda x: np.sum(CONSTANT * x), np.ones(3))
+    loaded = again(program)
+    assert [(c.name, c.file, c.line) for c in loaded.captured] == [
+        (c.name, "test_files.py", c.line) for c in program.captured
+    ]
+    np.testing.assert_array_equal(loaded.captured[0].value, CONSTANT)
+    assert loaded.check_captured() == []
+
+
+def test_no_elements_and_no_instructions():
+    program = again(tg.record(lambda x, y: (np.sum(x), x * 2.0, y, 3), np.ones((0, 3)), 1.0))
+    found = program(np.ones((0, 3)), 5.0)
+    assert found[0] == 0.0
+    assert found[1].shape == (0, 3)
+    assert found[2:] == (5.0, 3)
+    assert again(tg.record(lambda: 7))() == 7
+
+
+def test_opcodes_are_known_by_their_names(original):
+    """The numbers in a file are its own, so that it survives a renumbering."""
+    data, _ = original
+    header = fuzz_files.header_of(data)
+    numbers = [NAMES.index(name) for name in header["opcodes"]]
+    assert numbers != list(range(len(numbers)))
+    header["opcodes"][-1] = "A_ROW_OF_THE_FUTURE"
+    with pytest.raises(tg.TapeFormatError, match="A_ROW_OF_THE_FUTURE"):
+        files.from_bytes(fuzz_files.with_header(data, header))
+
+
+# -- what cannot be written ------------------------------------------------------------------------
+
+
+def test_python_rules_cannot_be_saved(tmp_path):
+    @tg.custom_vjp
+    def twice(x):
+        return 2.0 * x
+
+    twice.defvjp(lambda x: (2.0 * x, None), lambda _, g: (2.0 * g,))
+    program = tg.record(lambda x: twice(x), 1.0)
+    with pytest.raises(TypeError, match=r"cannot be saved: .*Python code.*test_files\.py"):
+        program.save(tmp_path / "f.tape")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decisions_by_functions_cannot_be_saved(tmp_path):
+    program = tg.record(lambda x: x[np.argmax(x)], np.array([1.0, 3.0]))
+    with pytest.raises(TypeError, match=r"np\.argmax at test_files\.py"):
+        program.save(tmp_path / "f.tape")
+
+
+def test_objects_cannot_be_saved(tmp_path):
+    program = tg.record(lambda x, what: x * 2.0, 1.0, object())
+    with pytest.raises(TypeError, match="an argument is a object"):
+        program.save(tmp_path / "f.tape")
+
+
+def test_a_file_is_replaced_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "f.tape"
+    tg.record(lambda x: x * 2.0, 1.0).save(path)
+    tg.record(lambda x: x * 3.0, 1.0).save(path)
+    assert tg.load(path)(1.0) == 3.0
+
+    def full(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        tg.record(lambda x: x * 4.0, 1.0).save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.tape"]
+    assert tg.load(path)(1.0) == 3.0
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_foreign_truncated_altered_and_newer_files(tmp_path, original):
+    data, _ = original
+    path = tmp_path / "f.tape"
+    altered = bytearray(data)
+    altered[len(data) // 2] ^= 1
+    newer = data[:8] + (files.FORMAT + 1).to_bytes(4, "little") + data[12:]
+    for contents, message in (
+        (b"", "not a tapegrad program"),
+        (b"PK\x03\x04" + data, "not a tapegrad program"),
+        (data.replace(b"\r\n", b"\n"), "not a tapegrad program"),
+        (data[:10], "truncated"),
+        (data[:-1], "truncated"),
+        (data + b"x", "followed by something else"),
+        (bytes(altered), "altered or damaged"),
+        (newer, "install a newer one"),
+    ):
+        path.write_bytes(contents)
+        with pytest.raises(tg.TapeFormatError, match=rf"f\.tape: .*{message}.*test_files\.py"):
+            tg.load(path)
+
+
+def edited(data, edit):
+    header = fuzz_files.header_of(data)
+    edit(header)
+    return fuzz_files.with_header(data, header)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h: h["arrays"][0].__setitem__(1, [1 << 40]), "goes beyond the end of the file"),
+        (lambda h: h["arrays"][0].__setitem__(1, [-1]), "not an integer from 0"),
+        (lambda h: h["arrays"][0].__setitem__(0, "object"), "unknown kind"),
+        (lambda h: h["arrays"].pop(), "belong to no array"),
+        (lambda h: h.pop("code"), "'code' of the header is missing"),
+        (lambda h: h["code"].__setitem__("op", h["code"]["a"]), "op: an array of another kind"),
+        (lambda h: h["hosts"].pop(), "structural operations for"),
+        (lambda h: h["hosts"][0].__setitem__("row", "system"), "system, which this tapegrad"),
+        (lambda h: h["hosts"][0].__setitem__("shape", [1 << 40]), "its result has shape"),
+        (lambda h: h["hosts"][-1]["params"].__setitem__("axis", 9), "parameters"),
+        (lambda h: h["arguments"][0].__setitem__("shape", [5]), "no input of shape"),
+        (lambda h: h["arguments"].pop(), "as many parts"),
+        (lambda h: h["arguments"][1].__setitem__("input", 0), "no input of shape"),
+        (lambda h: h["arguments"][0].__setitem__("dtype", "int64"), "no dtype that inputs"),
+        (lambda h: h["outputs"][0].__setitem__("cell", 1 << 31), "an output's cell"),
+        (lambda h: h["outputs"][0].__setitem__("shape", [1 << 20]), "beyond the last cell"),
+        (lambda h: h["outputs"][0].__setitem__("dtype", "O"), "no dtype that results"),
+        (lambda h: h.__setitem__("structure", ["*"]), "structure of the arguments"),
+        (lambda h: h.__setitem__("result", "**"), "structure of the result"),
+        (lambda h: h["decisions"].__setitem__("sites", [[1, 2]]), "a decision is not described"),
+    ],
+)
+def test_wild_headers(original, edit, message):
+    data, _ = original
+    with pytest.raises(tg.TapeFormatError, match=message):
+        files.from_bytes(edited(data, edit))
+
+
+def test_a_header_that_nests_too_deeply(original):
+    data, _ = original
+    deep = "*"
+    for _ in range(200):
+        deep = {"list": 1, "children": [deep]}
+    with pytest.raises(tg.TapeFormatError, match="levels deep"):
+        files.from_bytes(edited(data, lambda h: h.__setitem__("result", deep)))
+    body = files._padded(b"[" * 100_000)
+    with pytest.raises(tg.TapeFormatError, match="header is not JSON"):
+        files.from_bytes(files.seal(100_000, body))
+    with pytest.raises(tg.TapeFormatError, match="does not fit into the file"):
+        files.from_bytes(files.seal((1 << 32) - 1, body))
+
+
+def test_the_number_of_cells_is_limited():
+    data = files.to_bytes(tg.record(lambda x: np.sum(x[:, None] * x), np.ones(100)))
+    with pytest.raises(tg.TapeFormatError, match="max_cells"):
+        files.from_bytes(data, max_cells=10_000)
+    assert files.from_bytes(data, max_cells=20_000)(np.ones(100)) == 10_000.0
+
+
+@settings(max_examples=400)
+@given(st.integers(0, 2**63), st.sampled_from(["reference", "compiled"]))
+def test_mutated_files_are_refused_or_run(seed, executor):
+    rng = random.Random(seed)
+    data, args = rng.choice(ORIGINALS)
+    with tg.executor(executor):
+        assert fuzz_files.outcome(fuzz_files.mutated(data, rng), args)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("**", "no structure"),
+        ({"list": 1}, "no structure"),
+        ({"children": []}, "unknown container"),
+        ({"dict": ["a", "a"], "children": ["*", "*"]}, "wrong keys"),
+        ({"dict": ["a"], "children": ["*", "*"]}, "wrong keys"),
+        ({"dict": [["a"]], "children": ["*"]}, "wrong keys"),
+        ({"fields": [1], "class": "Pair", "children": ["*"]}, "fields must have names"),
+    ],
+)
+def test_what_is_no_structure(data, message):
+    with pytest.raises(ValueError, match=message):
+        tg.trees.from_data(data)
+
+
+def test_keys_that_have_no_place_in_a_file():
+    program = tg.record(lambda x: x[(0, 1)], {(0, 1): 1.0})
+    with pytest.raises(TypeError, match=r"cannot be saved: a dict with the key \(0, 1\)"):
+        files.to_bytes(program)

@@ -1,0 +1,139 @@
+"""Sparse Jacobians: structure, colouring, values; against the dense Jacobian."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+from scipy.sparse.linalg import spsolve
+
+import tapegrad as tg
+
+simplify = sys.modules["tapegrad.simplify"]
+
+
+@pytest.fixture(params=["python", "compiled"], autouse=True)
+def functions(request, monkeypatch):
+    """Run the functions on patterns both ways."""
+    monkeypatch.setattr(simplify, "COMPILED_FROM", 0 if request.param == "compiled" else 10**9)
+    if request.param == "python":
+        monkeypatch.setattr(simplify, "_NUMBA_KERNELS", "no such module")
+
+
+def bratu(u):
+    """Discretise -u'' = exp(u) on a line, with zero ends."""
+    h = 1.0 / (u.size + 1)
+    r = 2.0 * u - h * h * np.exp(u)
+    r[1:] -= u[:-1]
+    r[:-1] -= u[1:]
+    return r
+
+
+def by_elements(x):
+    y = tg.zeros(x.size)
+    for i in range(x.size):
+        y[i] = x[i] * x[i - 1] if i % 2 else np.sin(x[i])
+    return y
+
+
+def branching(x):
+    y = x * x
+    if x[0] > 0.0:
+        y[0] = x[1] * x[2]
+    return y
+
+
+FUNCTIONS = {
+    "differences": lambda x: x[1:] ** 2 - x[:-1],
+    "bratu": bratu,
+    "elements": by_elements,
+    "gathered": lambda x: x[[3, 3, 0, 1]] * x[[0, 1, 2, 3]],
+    "one dense row": lambda x: np.concatenate((x * 2.0, [np.sum(x * x)])),
+    "one dense column": lambda x: x * x[0] + 1.0,
+    "matrix": lambda x: np.array([[1.0, 2.0], [0.0, 3.0]]) @ x[:2],
+    "where": lambda x: np.where(x > 0.5, x * x[0], 2.0),
+    "grid": lambda x: (x.reshape(2, -1) * np.exp(x[:2])[:, None]).T.ravel(),
+    "constant rows": lambda x: np.stack([x[0], x[1] * 0.0, x[2]]),
+    "nothing": lambda x: x[:0] * 2.0,
+    "more than 64 outputs": lambda x: np.concatenate([x * k for k in range(1, 15)]),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_is_the_dense_jacobian(name):
+    f = FUNCTIONS[name]
+    jacobian = tg.sparse_jacobian(f)
+    rng = np.random.default_rng(1)
+    for _ in range(2):
+        x = rng.normal(size=6)
+        sparse = jacobian(x)
+        dense = tg.jacobian(f)(x)
+        assert sparse.shape == dense.shape
+        np.testing.assert_allclose(sparse.toarray(), dense, rtol=1e-14, atol=1e-15)
+        assert sparse.has_sorted_indices
+    assert jacobian.pattern.shape == dense.shape
+
+
+def test_the_structure_is_exact_and_the_colours_few():
+    n = 40
+    jacobian = tg.sparse_jacobian(bratu)
+    matrix = jacobian(np.linspace(0.1, 1.0, n))
+    assert matrix.nnz == 3 * n - 2
+    assert jacobian.pattern.count == 3
+    zero = tg.sparse_jacobian(lambda x: x * np.arange(6.0))
+    assert zero(np.ones(6)).nnz == 6  # a zero that is not structural is stored
+
+
+def test_no_two_columns_of_a_colour_meet():
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, 30, size=(50, 3))
+    jacobian = tg.sparse_jacobian(lambda x: x[picks[:, 0]] * x[picks[:, 1]] + x[picks[:, 2]])
+    jacobian(rng.normal(size=30))
+    p = jacobian.pattern
+    seeded, swept = (p.columns, p.rows) if p.forward else (p.rows, p.columns)
+    pairs = set()
+    for one, other in zip(swept.tolist(), p.colors[seeded].tolist(), strict=True):
+        assert (one, other) not in pairs
+        pairs.add((one, other))
+
+
+def test_a_dense_column_is_swept_backward_and_a_dense_row_forward_where_that_is_less():
+    rows = tg.sparse_jacobian(lambda x: x * x[0])
+    rows(np.ones(8))
+    assert (rows.pattern.forward, rows.pattern.count) == (True, 2)
+    columns = tg.sparse_jacobian(lambda x: np.concatenate((x * 2.0, [np.sum(x)])))
+    columns(np.ones(8))
+    assert (columns.pattern.forward, columns.pattern.count) == (False, 2)
+
+
+def test_another_way_through_the_code_has_another_pattern():
+    jacobian = tg.sparse_jacobian(branching)
+    for x in (np.array([1.0, 2.0, 3.0]), np.array([-1.0, 2.0, 3.0]), np.array([2.0, 5.0, 7.0])):
+        np.testing.assert_allclose(jacobian(x).toarray(), tg.jacobian(branching)(x), rtol=1e-14)
+
+
+def test_it_goes_into_scipy():
+    n = 200
+    jacobian = tg.sparse_jacobian(bratu)
+    u = np.zeros(n)
+    for _ in range(8):
+        u = u - spsolve(jacobian(u).tocsc(), bratu(u))
+    assert np.abs(bratu(u)).max() < 1e-12
+    few = np.zeros(12)  # least_squares solves sparse systems iteratively: slowly, on more
+    found = least_squares(bratu, few, jac=jacobian, tr_solver="lsmr")
+    assert np.abs(bratu(found.x)).max() < 1e-4
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match="must be an integer"):
+        tg.sparse_jacobian(bratu, argnums=(0, 1))
+    with pytest.raises(TypeError, match="expected a function"):
+        tg.sparse_jacobian(3.0)
+    with pytest.raises(TypeError, match="not one array of floats"):
+        tg.sparse_jacobian(lambda p: p["x"])({"x": np.ones(2)})
+    with pytest.raises(TypeError, match="returns 2"):
+        tg.sparse_jacobian(lambda x: (x, x))(np.ones(2))
+    with pytest.raises(TypeError, match="does not depend"):
+        tg.sparse_jacobian(lambda x: np.ones(3))(np.ones(2))
