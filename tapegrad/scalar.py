@@ -22,7 +22,7 @@ from .indexing import get
 from .kernels.opcodes import NONDIFF, RESULT, ROWS, UFUNCS
 from .recording import BOOL, FLOAT64, array, elementwise
 from .storage import Storage, TrackedArray, TrackedScalar
-from .tape import read_cell, recorder
+from .tape import Tape, here, read_cell, recorder
 from .ufuncs import array_ufunc, power
 from .window import Window
 
@@ -33,9 +33,9 @@ def _unary(row: str) -> Method:
     op = ROWS[row][0]
 
     def method(self: Any) -> Any:
-        tape = recorder.tape
-        if self.tape is tape:
-            try:
+        try:
+            tape = here.tape
+            if self.tape is tape:
                 out = Scalar()
                 out.tape = tape
                 out.cell = next(tape.cells)
@@ -44,11 +44,13 @@ def _unary(row: str) -> Method:
                 code.append(self.cell)
                 code.append(0)
                 return out
-            except StopIteration:
-                recorder.block_full()
-            except BaseException:
-                tape.repair()
-                raise
+        except StopIteration:
+            recorder.block_full()
+        except AttributeError:
+            pass  # this thread has not recorded yet
+        except BaseException:
+            recorder.tape.repair()
+            raise
         return elementwise(row, self)
 
     return method
@@ -58,10 +60,10 @@ def _binary(row: str) -> Method:
     op, op_constant, _ = ROWS[row]
 
     def method(self: Any, other: Any) -> Any:
-        tape = recorder.tape
-        if self.tape is tape:
-            kind = other.__class__
-            try:
+        try:
+            tape = here.tape
+            if self.tape is tape:
+                kind = other.__class__
                 if kind is Scalar:
                     if other.tape is tape:
                         out = Scalar()
@@ -82,13 +84,15 @@ def _binary(row: str) -> Method:
                     code.append(self.cell)
                     code.append(constant)
                     return out
-            except StopIteration:
-                recorder.block_full()
-            except KeyError:
-                tape.constant(float(other))
-            except BaseException:
-                tape.repair()
-                raise
+        except StopIteration:
+            recorder.block_full()
+        except KeyError:
+            recorder.tape.constant(float(other))
+        except AttributeError:
+            pass  # this thread has not recorded yet
+        except BaseException:
+            recorder.tape.repair()
+            raise
         return elementwise(row, self, other)
 
     return method
@@ -98,9 +102,10 @@ def _reflected(row: str) -> Method:
     op = ROWS[row][2]
 
     def method(self: Any, other: Any) -> Any:
-        tape = recorder.tape
-        if self.tape is tape and (other.__class__ is float or other.__class__ is int) and other:
-            try:
+        kind = other.__class__
+        try:
+            tape = here.tape
+            if self.tape is tape and (kind is float or kind is int) and other:
                 constant = tape.constants[other]
                 out = Scalar()
                 out.tape = tape
@@ -110,13 +115,15 @@ def _reflected(row: str) -> Method:
                 code.append(self.cell)
                 code.append(constant)
                 return out
-            except StopIteration:
-                recorder.block_full()
-            except KeyError:
-                tape.constant(float(other))
-            except BaseException:
-                tape.repair()
-                raise
+        except StopIteration:
+            recorder.block_full()
+        except KeyError:
+            recorder.tape.constant(float(other))
+        except AttributeError:
+            pass  # this thread has not recorded yet
+        except BaseException:
+            recorder.tape.repair()
+            raise
         return elementwise(row, other, self)
 
     return method
@@ -129,7 +136,7 @@ def _comparison(row: str) -> Method:
     op, op_constant, _ = ROWS[row]
 
     def method(self: Any, other: Any) -> Any:
-        tape = recorder.tape
+        tape = getattr(here, "tape", 0)
         if self.tape is tape:
             kind = other.__class__
             if kind is Scalar and other.tape is tape:
@@ -179,9 +186,9 @@ class Scalar(Array, TrackedScalar):
         if method == "__call__" and not kwargs:
             op = _UNARY_UFUNCS.get(ufunc)
             if op is not None:  # np.sin(x): written out, as in `_unary`
-                tape = recorder.tape
-                if self.tape is tape:
-                    try:
+                try:
+                    tape: Tape = here.tape
+                    if self.tape is tape:
                         out = Scalar()
                         out.tape = tape
                         out.cell = next(tape.cells)
@@ -190,11 +197,13 @@ class Scalar(Array, TrackedScalar):
                         code.append(self.cell)
                         code.append(0)
                         return out
-                    except StopIteration:
-                        recorder.block_full()
-                    except BaseException:
-                        tape.repair()
-                        raise
+                except StopIteration:
+                    recorder.block_full()
+                except AttributeError:
+                    pass  # this thread has not recorded yet
+                except BaseException:
+                    recorder.tape.repair()
+                    raise
             elif inputs[0].__class__ is Scalar:
                 fast = _BINARY_UFUNCS.get(ufunc)
                 if fast is not None:

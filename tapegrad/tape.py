@@ -459,13 +459,18 @@ class _Thread:
     __slots__ = ("__weakref__",)
 
 
+here = threading.local()
+"""Holds this thread's current tape as ``here.tape``, once the thread has used `recorder`.
+
+Operators of scalars read it at each step: a plain thread-local is quicker than one with methods.
+"""
+
+
 class Recorder(threading.local):
     """Where this thread records.
 
     Attributes
     ----------
-    tape : Tape
-        The tape that operations append to.
     recordings : list of Recording
         Calls that are being recorded in this thread, outermost first.
     """
@@ -475,6 +480,16 @@ class Recorder(threading.local):
         self.owner: weakref.ref[Any] = weakref.ref(self._thread)
         self.recordings: list[Recording] = []
         self.tape = Tape(self.owner)
+
+    @property
+    def tape(self) -> Tape:
+        """The tape that operations append to."""
+        tape: Tape = here.tape
+        return tape
+
+    @tape.setter
+    def tape(self, tape: Tape) -> None:
+        here.tape = tape
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""

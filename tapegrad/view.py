@@ -14,7 +14,7 @@ from .indexing import assign, get
 from .recording import FLOAT64, elementwise
 from .scalar import Scalar
 from .storage import Leaf, TrackedArray
-from .tape import check_usable, read_cell, read_cells, recorder
+from .tape import check_usable, here, read_cell, read_cells, recorder
 from .ufuncs import power
 
 
@@ -87,7 +87,7 @@ class ArrayView(Array, TrackedArray):
         storage = self.storage
         tape = storage.tape
         # One element of a one-dimensional array in this thread's recording: no instruction.
-        if key.__class__ is int and tape is recorder.tape and self.dtype is FLOAT64:
+        if key.__class__ is int and tape is getattr(here, "tape", 0) and self.dtype is FLOAT64:
             window = self.window
             if len(window.shape) == 1:
                 n = window.shape[0]
@@ -103,7 +103,7 @@ class ArrayView(Array, TrackedArray):
     def __setitem__(self, key: Any, value: Any) -> None:
         storage = self.storage
         if value.__class__ is Scalar and key.__class__ is int and storage.index is not None:
-            tape = recorder.tape
+            tape = getattr(here, "tape", 0)
             window = self.window
             if (
                 storage.tape is tape

@@ -383,3 +383,19 @@ def test_a_failed_operation_leaves_the_tape_usable():
             mistake()
     (y * x).sum().backward()
     np.testing.assert_array_equal(x.grad, 3 * x.value**2)
+
+
+def test_the_first_operation_of_a_thread_may_be_any(monkeypatch):
+    x, y = tg.array(2.0), tg.array([1.0, 2.0])
+    z = x * x
+    z.backward()  # a swept value, which links
+    for work in (
+        lambda: (x * x).value,
+        lambda: (-x).value,
+        lambda: (2.0 - x).value,
+        lambda: np.exp(x).value,
+        lambda: bool(x > 1.0),
+        lambda: y[1].value,
+        lambda: (z * 3.0).value,
+    ):
+        assert isinstance(in_thread(work), (float, bool, np.floating))
