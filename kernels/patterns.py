@@ -9,7 +9,16 @@ Like the passes of `tapegrad.kernels.simplify`, these run as plain Python and ar
 
 from __future__ import annotations
 
-from tapegrad.kernels.opcodes import CARRY, CONST, HOST, INPUT, TERNARY, UNARY
+from tapegrad.kernels import opcodes
+
+# Written out for the same reason as in `tapegrad.kernels.simplify`.
+INPUT, HOST, CONST, CARRY = 0, 2, 3, 4
+UNARY, TERNARY = 1, 5
+if (
+    *(opcodes.INPUT, opcodes.HOST, opcodes.CONST, opcodes.CARRY),
+    *(opcodes.UNARY, opcodes.TERNARY),
+) != (INPUT, HOST, CONST, CARRY, UNARY, TERNARY):
+    raise ImportError("kernels/patterns.py and kernels/opcodes.py number opcodes differently")
 
 CELLS, INDEXED, CONSTANT, PASSIVE = 0, 1, 2, 3
 

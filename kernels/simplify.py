@@ -11,24 +11,24 @@ integers; `kinds` says by opcode where an instruction keeps its operands, as in
 
 from __future__ import annotations
 
-# Numbers of opcodes and kinds, bound here as constants of the compiled passes.
-from tapegrad.kernels.opcodes import (
-    ADD,
-    BINARY,
-    CARRY,
-    CONST,
-    HOST,
-    INPUT,
-    LANES,
-    MULTIPLY,
-    TERNARY,
-    UNARY,
-)
+from tapegrad.kernels import opcodes
+
+# Constants of the compiled passes, written out: Numba's cache notices an edit of this file, but not
+# of one that it imports. Numbers of rows, which a new row shifts, come in as arguments.
+INPUT, LANES, HOST, CONST, CARRY = 0, 1, 2, 3, 4
+UNARY, BINARY, TERNARY = 1, 2, 5
+if (
+    *(opcodes.INPUT, opcodes.LANES, opcodes.HOST, opcodes.CONST, opcodes.CARRY),
+    *(opcodes.UNARY, opcodes.BINARY, opcodes.TERNARY),
+) != (INPUT, LANES, HOST, CONST, CARRY, UNARY, BINARY, TERNARY):
+    raise ImportError("kernels/simplify.py and kernels/opcodes.py number opcodes differently")
 
 CELLS, INDEXED, CONSTANT, PASSIVE = 0, 1, 2, 3
 
 
-def canonicalise(op, a, b, first, kinds, v, constant_input, table, to, constant, folded, n_k):
+def canonicalise(
+    op, a, b, first, kinds, commutes, v, constant_input, table, to, constant, folded, n_k
+):
     """Find repeated and constant instructions; rewrite operands to the cells that remain.
 
     Parameters
@@ -37,6 +37,8 @@ def canonicalise(op, a, b, first, kinds, v, constant_input, table, to, constant,
         Columns, changed in place.
     first
         First cell of each instruction.
+    commutes
+        By opcode: whether its two operands, both cells, may be exchanged.
     v
         Values of the cells, which constants are folded to.
     constant_input
@@ -89,7 +91,7 @@ def canonicalise(op, a, b, first, kinds, v, constant_input, table, to, constant,
                 count += 1
                 constant[cell] = 1
                 continue
-            if (o == ADD or o == MULTIPLY) and a[i] > b[i]:
+            if commutes[o] and a[i] > b[i]:
                 a[i], b[i] = b[i], a[i]
         third = a[i - 1] if kind == TERNARY else 0
         slot = (a[i] * 40503 + b[i] * 30011 + third * 20011 + o * 977) & mask

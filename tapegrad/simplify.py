@@ -11,7 +11,7 @@ import numpy as np
 
 from .arena import CompactArena
 from .host import HostCall, HostOperand
-from .kernels.opcodes import HOST, INPUT, KINDS, LANES
+from .kernels.opcodes import ADD, HOST, INPUT, KINDS, LANES, MULTIPLY
 from .pool import Pool
 from .storage import Cells
 from .tape import Tape
@@ -64,8 +64,22 @@ def simplify(
     to = np.arange(cells, dtype=np.int64)
     folded = np.empty(n)
     n_k = len(tape.k)
+    commutes = np.zeros(256, np.uint8)
+    commutes[[ADD, MULTIPLY]] = 1
     count = run.canonicalise(
-        op, a, b, first, kinds, v, constant_input, table, to, np.zeros(cells, np.uint8), folded, n_k
+        op,
+        a,
+        b,
+        first,
+        kinds,
+        commutes,
+        v,
+        constant_input,
+        table,
+        to,
+        np.zeros(cells, np.uint8),
+        folded,
+        n_k,
     )
     run.remap(op, a, b, kinds, d, to)
     x = to[x]
