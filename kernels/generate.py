@@ -10,7 +10,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from tapegrad.kernels.emit import lanes, numbering, opcodes, page, rules, scalar, traced, vector
+from tapegrad.kernels.emit import (
+    lanes,
+    numbering,
+    opcodes,
+    page,
+    regions,
+    rules,
+    scalar,
+    traced,
+    vector,
+)
 from tapegrad.ops.structural import STRUCTURAL
 from tapegrad.ops.table import FAMILIES, TABLE
 
@@ -26,6 +36,7 @@ def outputs() -> dict[Path, str]:
         KERNELS / "traced.py": traced.emit(TABLE),
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),
         KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
+        KERNELS / "cpu" / "regions.py": regions.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
         KERNELS / "cpu" / "vector.py": vector.emit(TABLE, numbered),
     }

@@ -33,6 +33,7 @@ from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
 from .sparsity import sparse_jacobian
+from .threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0.dev0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "executor",
     "full",
     "function",
+    "get_num_threads",
     "grad",
     "hessian",
     "hvp",
@@ -72,6 +74,7 @@ __all__ = [
     "no_grad",
     "ones",
     "record",
+    "set_num_threads",
     "sparse_jacobian",
     "special",
     "stop_gradient",

@@ -76,12 +76,11 @@ class Region:
 
     Notes
     -----
-    Windows that carry several lanes to one element sum them: an element that a replacing window
-    reaches becomes the sum of its lanes, and an adding window adds that sum to what is there.
-    Out-windows act in their order, as if each were carried out when all lanes have been computed. An
-    out-window may reach an element that an in-window reads only where it is the same window, so that
-    a lane replaces or adds to what only it has read. Sums are taken in an order that depends on
-    nothing but the region: the same bits come out for any number of threads.
+    An element that an out-window reaches is made zero, if any out-window that reaches it replaces;
+    then the lanes that reach it are added, of all windows. So a window that carries several lanes
+    to one element sums them. The order of additions depends on nothing but the region: the same
+    bits come out for any number of threads. No out-window reaches an element that an in-window
+    reads, and buffers of different numbers do not overlap.
     """
 
     __slots__ = ("__weakref__", "buffers", "code", "constants", "inputs", "lowered", "outputs",
@@ -274,7 +273,8 @@ def lanes_of(region: Region, window: Ints, buffers: Sequence[Any]) -> Ints:
     strides = tuple(window[STRIDES:].tolist())
     places = Window(int(window[OFFSET]), region.shape, strides).cells().ravel()
     if window[INDEX] >= 0:
-        return buffers[window[INDEX]][places].astype(np.int64) + window[BASE]
+        index: Ints = buffers[window[INDEX]][places].astype(np.int64) + window[BASE]
+        return index
     return places
 
 
@@ -297,10 +297,10 @@ def run_reference(region: Region, buffers: Sequence[Any]) -> None:
         rule = FORWARD[op]
         columns = [rows[x].tolist() for x in operands[: ARITIES[op]]]
         rows[row] = [rule(*values) for values in zip(*columns, strict=True)]
-    for window in region.outputs:
-        target = buffers[window[BUFFER]]
-        elements = lanes_of(region, window, buffers)
-        if not window[ADD]:
-            target[elements] = -0.0  # to which adding anything gives just that
-        with np.errstate(all="ignore"):
-            np.add.at(target, elements, rows[window[ROW]])
+    places = [lanes_of(region, window, buffers) for window in region.outputs]
+    for window, elements in zip(region.outputs, places, strict=True):
+        if not window[ADD]:  # -0.0, to which adding anything gives just that
+            buffers[window[BUFFER]][elements] = -0.0
+    with np.errstate(all="ignore"):
+        for window, elements in zip(region.outputs, places, strict=True):
+            np.add.at(buffers[window[BUFFER]], elements, rows[window[ROW]])
