@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tapegrad.kernels.emit import (
+    adjoints,
     lanes,
     numbering,
     opcodes,
@@ -31,6 +32,7 @@ def outputs() -> dict[Path, str]:
     """Return the text of every generated file."""
     numbered = numbering.number(TABLE)
     return {
+        KERNELS / "adjoints.py": adjoints.emit(TABLE, numbered),
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
         KERNELS / "traced.py": traced.emit(TABLE),
