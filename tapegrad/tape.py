@@ -25,6 +25,7 @@ from . import execute
 from .arena import Arena, CompactArena
 from .errors import ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
+from .plan import Plan
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
@@ -35,6 +36,7 @@ BLOCK = 1 << 13  # instructions that wait in the Python list before they are pac
 SEGMENT_CELLS = 1 << 24
 LOOK_CELLS = 1 << 20
 SMALL_CELLS = 1 << 14  # closed tapes of up to this many cells move to arrays of just their size
+LENT_SIZE = 256  # elements from which borrowing an import is worth the trouble
 _LAST_CELL = (1 << 32) - 1  # operands are uint32
 
 _serials = itertools.count()
@@ -47,7 +49,7 @@ class Import:
     Exactly one of `leaf` and `source` is set, or neither for a constant.
     """
 
-    __slots__ = ("cell", "cells", "holder", "leaf", "size", "source")
+    __slots__ = ("cell", "cells", "holder", "leaf", "size", "source", "values")
 
     def __init__(self, cell: int, size: int) -> None:
         self.cell = cell
@@ -55,6 +57,7 @@ class Import:
         self.leaf: Leaf | None = None
         self.source: Tape | None = None
         self.cells: int | Cells = 0  # first cell, or cells, in the source tape
+        self.values: Any = None  # borrowed, and not yet copied into the cells
         self.holder: Any = None  # leaf scalar or storage that caches this import's place
 
 
@@ -78,6 +81,12 @@ class Tape:
         Instructions evaluated by the forward sweep so far, and the cell that follows them.
     milestones : list of (cell, instruction)
         Starts of packed blocks, by which a reverse sweep finds where to begin.
+    lent : list of Import
+        Imports whose values are borrowed, and not copied into their cells yet.
+    sparse : Plan or None
+        By which sweep the values were computed, if it did not keep all of them.
+    plans : dict
+        Plans of this tape by what they were made for.
     detached : bool
         No adjoint leaves this tape (it records under ``no_grad``).
     recording : Recording or None
@@ -102,15 +111,18 @@ class Tape:
         "input_cells",
         "k",
         "known",
+        "lent",
         "lock",
         "milestones",
         "n",
         "open",
         "owner",
         "pinned",
+        "plans",
         "recording",
         "released",
         "serial",
+        "sparse",
         "stop",
         "x",
     )
@@ -135,6 +147,9 @@ class Tape:
         self.x = Pool(np.uint32)
         self.hosts: list[Any] = []
         self.imports: list[Import] = []
+        self.lent: list[Import] = []
+        self.sparse: Plan | None = None
+        self.plans: dict[Any, Plan] = {}
         self.known: dict[int, tuple[Any, int, int]] = {}
         self.milestones: list[tuple[int, int]] = []
         self._arena: Arena | CompactArena | None = None
@@ -233,12 +248,20 @@ class Tape:
 
     # -- values from outside ----------------------------------------------------------------------
 
-    def push_input(self, values: Any) -> Import:
-        """Append an input instruction whose cells hold `values` (any shape, copied)."""
+    def push_input(self, values: Any, lend: bool = False) -> Import:
+        """Append an input instruction whose cells hold `values`, an array of any shape.
+
+        They are copied, unless the caller lends them: then nobody may change them while the tape
+        is swept.
+        """
         size = values.size
         cell = self.push_run(INPUT, len(self.imports), size)
-        self.arena.v.ensure(cell + size)[cell : cell + size] = values.ravel()
         entry = Import(cell, size)
+        if lend and size >= LENT_SIZE and values.dtype == np.float64 and values.flags.c_contiguous:
+            entry.values = values.reshape(-1)
+            self.lent.append(entry)
+        else:
+            self.arena.v.ensure(cell + size)[cell : cell + size] = values.ravel()
         self.imports.append(entry)
         self.input_cells += size
         return entry
@@ -378,6 +401,7 @@ class Tape:
         self.released, self.open = True, False
         self.uncache()
         self.imports.clear()
+        self.lent.clear()
         self.hosts.clear()
         self._give_back()
 
@@ -402,7 +426,7 @@ def released_message() -> str:
 
 def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the values of a run (first cell) or of an array of cells, copied."""
-    _look(tape)
+    _look(tape, cells, size)
     v = tape.arena.v.array
     if isinstance(cells, int):
         return v[cells : cells + size].copy()
@@ -412,15 +436,16 @@ def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np
 
 def read_cell(tape: Any, cell: int) -> float:
     """Return the value of one cell."""
-    _look(tape)
+    _look(tape, cell, 1)
     value: float = tape.arena.v.array.item(cell)
     return value
 
 
-def _look(tape: Tape) -> None:
-    """Bring the values of `tape` up to date."""
+def _look(tape: Tape, cells: Any, size: int) -> None:
+    """Bring the values of cells of `tape` up to date."""
     check_usable(tape)
-    execute.evaluate(tape)
+    if not execute.has_values(tape, cells, size):
+        execute.evaluate(tape)
     if tape is recorder.tape and tape.outgrows(LOOK_CELLS):
         recorder.turn_over()
 

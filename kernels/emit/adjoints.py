@@ -88,6 +88,8 @@ class _Program:
             value = _number(partial)
             if value in (0.0, 1.0):
                 return seed if value else self._constant(0.0)
+            if value == -1.0:
+                return self._row("negative", seed)
             row = "multiply" if isfinite(value) else "adjoint_multiply"
             return self._row(row, seed, self._constant(value))
         if isinstance(partial, ast.UnaryOp) and isinstance(partial.op, ast.USub):
