@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 
 if TYPE_CHECKING:
+    from .rolled import Rolled
     from .storage import Floats
     from .tape import Tape
 
@@ -128,7 +130,24 @@ def evaluate(tape: Tape) -> None:
         if tape.code:
             tape.flush()
         if tape.done < tape.n:
-            _forward(tape)
+            _timed(tape, _forward, tape)
+
+
+def _timed(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
+    """Run a sweep; that of a program counts towards the compilation of its loops."""
+    if tape.replays is None:
+        sweep(*args)
+    else:
+        start = time.perf_counter()
+        sweep(*args)
+        tape.replays.spend(tape, time.perf_counter() - start)
+
+
+def _loops(tape: Tape) -> Rolled | None:
+    """Return the compiled loops of a tape, if there are any and they are to be used."""
+    if tape.replays is None or (_forced and _forced[-1] == "reference"):
+        return None
+    return tape.replays.rolled
 
 
 def _forward(tape: Tape) -> None:
@@ -136,6 +155,7 @@ def _forward(tape: Tape) -> None:
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     n, position, cell, lane = tape.n, tape.done, tape.done_cell, 0
+    loops = _loops(tape)
     while position < n:
         kind = op[position]
         if kind == LANES:
@@ -149,9 +169,13 @@ def _forward(tape: Tape) -> None:
             size = int(b[position])
             tape.hosts[a[position]].forward(v, v[cell : cell + size])
             position, cell = position + 1, cell + size
+        elif loops and (loop := loops.starting_at(position)):
+            loop.forward(k, v)
+            position, cell = loop.stop, cell + loop.size
         else:
             run = kernels("scalar", min(n - position, tape.flushed_cell - cell))
             stop = min(n, position + run.slice)
+            stop = loops.next_start(position, stop) if loops else stop
             position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
         tape.done, tape.done_cell = position, cell
 
@@ -162,11 +186,16 @@ def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int =
     The adjoints of input cells remain in `g`; those of all other cells are used up, so that `g` is
     zero again but for the inputs.
     """
+    _timed(tape, _reverse, tape, g, top, strict, bottom)
+
+
+def _reverse(tape: Tape, g: Floats, top: int, strict: bool, bottom: int) -> None:
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     position, cell = first_block_above(tape, top)
     lane = -1
+    loops = None if strict else _loops(tape)
     while position > bottom:
         kind = op[position - 1]
         if kind == LANES:
@@ -177,9 +206,13 @@ def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int =
         elif kind == HOST:
             position, cell = position - 1, cell - int(b[position - 1])
             tape.hosts[a[position]].reverse(v, g, cell, strict)
+        elif loops and (loop := loops.stopping_at(position)) and loop.start >= bottom:
+            loop.reverse(k, v, g)
+            position, cell = loop.start, cell - loop.size
         else:
             run = kernels("scalar", min(position - bottom, cell))
             stop = max(bottom, position - run.slice)
+            stop = loops.previous_stop(position, stop) if loops else stop
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
 
 

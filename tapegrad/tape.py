@@ -17,7 +17,7 @@ import weakref
 from array import array
 from bisect import bisect_right
 from operator import attrgetter, length_hint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from .errors import ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
+
+if TYPE_CHECKING:
+    from .rolled import Replays
 
 BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
 # A recorder starts a new tape beyond this many cells, so that what no live array can reach any more
@@ -89,6 +92,8 @@ class Tape:
         No adjoint leaves this tape (it records under ``no_grad``).
     recording : Recording or None
         The call (of ``tg.grad`` and its like) that this tape is recorded for.
+    replays : Replays or None
+        Set for the tape of a program, which is swept again and again.
     pinned : int
         How many derivatives are being recorded on this tape, which must not end meanwhile.
     """
@@ -118,6 +123,7 @@ class Tape:
         "pinned",
         "recording",
         "released",
+        "replays",
         "serial",
         "stop",
         "thread",
@@ -137,6 +143,7 @@ class Tape:
         self.open = True
         self.pinned = 0
         self.released = False
+        self.replays: Replays | None = None
         self.lock = threading.RLock()
         self.code: list[int] = []
         self.constants: dict[float, int] = {}
