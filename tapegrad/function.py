@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from . import trees
+from .call import check_function
 from .decisions import Decisions
-from .derivatives import _check_function
 from .errors import ControlFlowChanged
-from .program import Program, is_input
+from .ports import is_input
+from .program import Program
 
 MAX_WAYS = 64
 """Programs that a function keeps for one kind of arguments; beyond that it starts again."""
@@ -40,7 +41,7 @@ class FunctionOfPrograms:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
-        _check_function(f)
+        check_function(f)
         functools.update_wrapper(self, f)
         self._f = f
         self._ways: dict[Any, _Way] = {}

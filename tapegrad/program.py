@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -10,133 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from . import backward, execute, recording, trees
+from . import backward, execute, trees
+from .call import as_real, check_function, cotangent_like, positions_of
+from .captured import Captured, operands, variables
 from .decisions import Decisions
-from .derivatives import _check_function, _positions, _real, _result
 from .errors import at_caller
-from .recording import FLOAT32, FLOAT64
+from .ports import Input, Output, argument_name, is_input, same_static
 from .simplify import simplify
-from .storage import Floats, Leaf, Tracked
+from .storage import Floats
 from .tape import Recording, Tape, recorder
 
 Function = Callable[..., Any]
 
 
-class _Input:
-    """One number or array among the arguments: where its values go on the tape."""
-
-    __slots__ = ("cell", "dtype", "leaf", "name", "shape", "size")
-
-    def __init__(self, value: Any, name: str) -> None:
-        self.name = name
-        self.leaf = Leaf(value, True)
-        self.shape, self.size, self.dtype = value.shape, value.size, value.dtype
-        self.cell = 0
-
-    def track(self) -> Any:
-        """Return the tracked value that stands for the input while recording."""
-        tape = recorder.tape
-        entry = tape.push_input(self.leaf.value)
-        entry.leaf = self.leaf
-        self.cell = entry.cell
-        return recording.run(
-            tape, entry.cell, self.shape, FLOAT32 if self.dtype == FLOAT32 else FLOAT64
-        )
-
-    def load(self, value: Any, v: Floats) -> None:
-        """Put another value in the input's place."""
-        values = _real(value, self.name)
-        if values.shape != self.shape:
-            raise ValueError(
-                f"{self.name} has shape {values.shape}, but the program was recorded for "
-                f"{self.shape}{at_caller()}"
-            )
-        v[self.cell : self.cell + self.size] = values.ravel()
-
-
-class _Output:
-    """One number or array of the result: its cells, or a constant."""
-
-    __slots__ = ("cells", "constant", "dtype", "shape")
-
-    def __init__(self, value: Any) -> None:
-        self.cells: Any = None
-        self.constant: Any = None
-        self.shape, self.dtype = np.shape(value), getattr(value, "dtype", FLOAT64)
-        if isinstance(value, Tracked):
-            tape, cells = backward.place_of(value)
-            if tape is recorder.tape:
-                self.cells = cells
-                return
-            value = value.value  # type: ignore[attr-defined]
-        self.constant = value
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape))
-
-    def read(self, v: Floats) -> Any:
-        """Return the output's value, owned by the caller."""
-        if self.cells is None:
-            return self.constant
-        if isinstance(self.cells, (int, np.integer)):
-            values = v[self.cells : self.cells + self.size]
-        else:
-            values = v[self.cells]
-        values = np.array(values.reshape(self.shape), self.dtype)
-        if values.ndim:
-            return values
-        return float(values) if self.dtype == FLOAT64 else values[()]
-
-
-class Captured:
-    """An array or number that a program holds from outside of its arguments.
-
-    Attributes
-    ----------
-    name : str
-        Name of the closure or global variable, or what else it is.
-    file, line : str, int
-        Where it met the recording; the function's own line for variables.
-    """
-
-    __slots__ = ("_read", "_snapshot", "file", "line", "name")
-
-    def __init__(self, name: str, read: Callable[[], Any], file: str, line: int) -> None:
-        self.name, self.file, self.line = name, file, line
-        self._read = read
-        self._snapshot = np.array(read())
-
-    @property
-    def value(self) -> Any:
-        """What the variable or array holds now."""
-        return self._read()
-
-    @property
-    def changed(self) -> bool:
-        """Whether that differs from what was captured, which the program still uses."""
-        now = np.asarray(self._read())
-        kind = self._snapshot.dtype.kind
-        return now.shape != self._snapshot.shape or not np.array_equal(
-            now, self._snapshot, equal_nan=kind == "f" and now.dtype.kind == "f"
-        )
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self._snapshot.size
-
-    def __repr__(self) -> str:
-        shape = self._snapshot.shape
-        what = f"shape {shape}" if shape else repr(self._snapshot.item())
-        return f"Captured({self.name}: {what}, {os.path.basename(self.file)}:{self.line})"
-
-
 class Program:
     """A recorded function: it runs again, forward and backward, without running Python code.
 
-    Make one with `tapegrad.recording`.  A program runs the way through the code that was recorded;
+    Make one with `tapegrad.record`.  A program runs the way through the code that was recorded;
     where other arguments would have taken another way, it raises `ControlFlowChanged`.
 
     Attributes
@@ -146,29 +35,29 @@ class Program:
     """
 
     def __init__(self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _check_function(f)
+        check_function(f)
         self._name = getattr(f, "__name__", "function")
         self.lock = threading.RLock()
         self.decisions = Decisions()
         self._recording = Recording(self.decisions)
         leaves, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         self._count = len(args)
-        names = [_argument_name(path) for path in trees.paths(self._tree)]
+        names = [argument_name(path) for path in trees.paths(self._tree)]
         # Arguments without structure of their own need no taking apart at each call.
         self._flat = not kwargs and all(part.is_leaf for part in self._tree.children[0].children)
-        self._inputs: list[_Input | None] = []  # None where the argument is part of the program
+        self._inputs: list[Input | None] = []  # None where the argument is part of the program
         self._static: list[Any] = leaves
         outer = recorder.enter(recording=self._recording)
         try:
             values = []
             for leaf, name in zip(leaves, names, strict=True):
-                known = _Input(_real(leaf, name), name) if is_input(leaf) else None
+                known = Input(as_real(leaf, name), name) if is_input(leaf) else None
                 self._inputs.append(known)
                 values.append(leaf if known is None else known.track())
             positional, named = trees.unflatten(self._tree, values)
             output = f(*positional, **named)
             found, self._out_tree = trees.flatten(output)
-            self._outputs = [_Output(value) for value in found]
+            self._outputs = [Output(value) for value in found]
             self.tape = recorder.tape
         except BaseException:
             recorder.leave(outer)
@@ -177,7 +66,7 @@ class Program:
         recorder.leave(outer)
         execute.evaluate(self.tape)
         self._simplify()
-        self.captured = _variables(f) + _operands(self._recording.captured)
+        self.captured = variables(f) + operands(self._recording.captured)
 
     def __repr__(self) -> str:
         return f"Program({self._name}: {self.tape.n} instructions, {len(self.decisions)} decisions)"
@@ -192,8 +81,8 @@ class Program:
         name: str,
         recording: Recording,
         tape: Tape,
-        arguments: tuple[trees.TreeDef, int, list[_Input | None], list[Any]],
-        results: tuple[trees.TreeDef, list[_Output]],
+        arguments: tuple[trees.TreeDef, int, list[Input | None], list[Any]],
+        results: tuple[trees.TreeDef, list[Output]],
         captured: list[Captured],
     ) -> Program:
         """Return the program that a file describes; see `tapegrad.load`."""
@@ -328,9 +217,9 @@ class Program:
             output.cells = int(renamed[output.cells]) if run else renamed[output.cells]
         self.decisions.rename(renamed)
 
-    def array_input(self, argnum: int) -> _Input:
+    def array_input(self, argnum: int) -> Input:
         """Return the input that a positional argument is, which must be one array or number."""
-        position = _positions(argnum, self._count)[0]
+        position = positions_of(argnum, self._count)[0]
         values = trees.unflatten(self._tree, list(range(len(self._inputs))))[0][position]
         known = self._inputs[values] if isinstance(values, int) else None
         if known is None:
@@ -364,7 +253,7 @@ class Program:
         for leaf, static, known in zip(leaves, self._static, self._inputs, strict=True):
             if known is not None:
                 known.load(leaf, v)
-            elif not _same_static(leaf, static):
+            elif not same_static(leaf, static):
                 raise ValueError(
                     f"an argument that is part of the program was {static!r} when it was "
                     f"recorded, and is {leaf!r} now: record again, or let tg.function do it; only "
@@ -383,7 +272,7 @@ class Program:
         v = self.tape.arena.v.array
         return trees.unflatten(self._out_tree, [output.read(v) for output in self._outputs])
 
-    def _single_output(self, what: str) -> _Output:
+    def _single_output(self, what: str) -> Output:
         if len(self._outputs) != 1:
             raise TypeError(
                 f"{what} needs a program that returns one array or number, and this one returns "
@@ -391,7 +280,7 @@ class Program:
             )
         return self._outputs[0]
 
-    def _reverse(self, seeds: list[tuple[_Output, Floats]]) -> dict[int, Floats]:
+    def _reverse(self, seeds: list[tuple[Output, Floats]]) -> dict[int, Floats]:
         totals: dict[int, Floats] = {}
         for output, cotangent in seeds:
             if output.cells is None:
@@ -416,10 +305,10 @@ class Program:
                 value = np.zeros(shape) if total is None else total.reshape(shape)
                 values.append(np.array(value, known.dtype) if value.ndim else float(value))
             else:
-                values.append(_result(total, known.leaf.value))
+                values.append(cotangent_like(total, known.leaf.value))
         positional = values if self._flat else trees.unflatten(self._tree, values)[0]
         single = isinstance(argnums, (int, np.integer))
-        chosen = _positions(int(argnums) if single else list(argnums), self._count)
+        chosen = positions_of(int(argnums) if single else list(argnums), self._count)
         for i in chosen:
             if single and positional[i] is None:
                 raise TypeError(
@@ -452,61 +341,3 @@ def record_program(f: Function, *args: Any, **kwargs: Any) -> Program:
     49.0
     """
     return Program(f, args, kwargs)
-
-
-def is_input(leaf: Any) -> bool:
-    """Whether an argument is an input: real floating-point numbers, or a list of numbers."""
-    if isinstance(leaf, Tracked):
-        return True  # refused by `_real`, which says what to do
-    if isinstance(leaf, list):
-        return True
-    return isinstance(leaf, float) or (
-        isinstance(leaf, (np.ndarray, np.floating)) and leaf.dtype.kind == "f"
-    )
-
-
-def _same_static(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return bool(np.array_equal(one, other))
-    return type(one) is type(other) and bool(one == other)
-
-
-def _argument_name(path: str) -> str:
-    """Return how a user calls the part of ``(args, kwargs)`` at a path such as ``[0][1]['w']``."""
-    part, rest = path[1], path[3:]
-    end = rest.index("]") + 1
-    key = rest[1 : end - 1]
-    return f"argument {key if part == '0' else key.strip(chr(39))}{rest[end:]}"
-
-
-def _operands(captured: list[Any]) -> list[Captured]:
-    """Return the arrays and leaves that met the recording as operands, each once."""
-    found: dict[int, Captured] = {}
-    for held, file, line in captured:
-        if id(held) not in found:
-            name = "a leaf" if isinstance(held, Leaf) else "an operand"
-            found[id(held)] = Captured(name, functools.partial(_held, held), file, line)
-    return list(found.values())
-
-
-def _held(x: Any) -> Any:
-    """Return what a leaf, or an array itself, holds now."""
-    return x.value if isinstance(x, Leaf) else x
-
-
-def _variables(f: Any) -> list[Captured]:
-    """Return the numbers and arrays among the closure and global variables that `f` names."""
-    code = getattr(f, "__code__", None)
-    if code is None:
-        return []
-    readers: dict[str, Callable[[], Any]] = {}
-    for name in code.co_names:
-        if name in f.__globals__:
-            readers[name] = functools.partial(f.__globals__.get, name)
-    for name, cell in zip(code.co_freevars, f.__closure__ or (), strict=True):
-        readers[name] = functools.partial(getattr, cell, "cell_contents", None)
-    return [
-        Captured(name, read, code.co_filename, code.co_firstlineno)
-        for name, read in readers.items()
-        if isinstance(read(), (float, int, np.number, np.ndarray))
-    ]
