@@ -14,6 +14,7 @@ from .call import as_real, check_function, cotangent_like, positions_of
 from .captured import Captured, operands, variables
 from .decisions import Decisions
 from .errors import at_caller
+from .layout import index_runs
 from .ports import Input, Output, argument_name, is_input, same_static
 from .simplify import simplify
 from .storage import Floats
@@ -203,6 +204,7 @@ class Program:
         """Take dead, repeated and constant instructions off the tape."""
         inputs = [known for known in self._inputs if known is not None]
         outputs = [output for output in self._outputs if output.cells is not None and output.size]
+        index_runs(self.tape, outputs, self.decisions.operands())
         needed = [np.atleast_1d(output.cells).ravel() for output in outputs]
         needed.append(self.decisions.cells())
         renamed = simplify(
