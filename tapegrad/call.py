@@ -279,6 +279,18 @@ def plain_number(x: Any) -> Any:
     return float_for_no_axes(np.array(x.value if isinstance(x, Tracked) else x))  # type: ignore[attr-defined]
 
 
+def check_seed(cotangent: Any, shape: tuple[int, ...]) -> Any:
+    """Return a cotangent of an output, which may be tracked, checked."""
+    if not isinstance(cotangent, Tracked):
+        return backward.check_cotangent(cotangent, shape)
+    if recording.dtype_of(cotangent).kind != "f" or recording.shape_of(cotangent) != shape:
+        raise ValueError(
+            f"the cotangent is {described(cotangent)}, but the output has shape {shape}"
+            f"{at_caller()}"
+        )
+    return cotangent
+
+
 def float_for_no_axes(x: Any) -> Any:
     """Return an array, or the number that an array without axes is."""
     if x.ndim:

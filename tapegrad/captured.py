@@ -56,9 +56,16 @@ class Captured:
 
 
 def operands(captured: list[Any]) -> list[Captured]:
-    """Return the arrays and leaves that met the recording as operands, each once."""
+    """Return the arrays and leaves that met the recording as operands, each once.
+
+    With them comes what programs that became part of the recording have captured.
+    """
     found: dict[int, Captured] = {}
-    for held, file, line in captured:
+    for entry in captured:
+        if isinstance(entry, Captured):
+            found[id(entry)] = entry
+            continue
+        held, file, line = entry
         if id(held) not in found:
             name = "a leaf" if isinstance(held, Leaf) else "an operand"
             found[id(held)] = Captured(name, functools.partial(_held, held), file, line)

@@ -8,6 +8,7 @@ out.
 
 from __future__ import annotations
 
+import copy
 import os
 from bisect import bisect_right
 from collections.abc import Callable
@@ -92,6 +93,16 @@ class Decisions:
         """Note that a function of values, such as ``np.argmax``, was answered."""
         self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
+
+    def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
+        """Note the decisions of a program that becomes part of this one, `to` saying where."""
+        before = len(self.all)
+        start = self._cells.extend(to[other._cells.array()].astype(np.uint32))
+        self._expected.extend(other._expected.array())
+        self._starts += [start + place for place in other._starts]
+        self._numbers += [before + number for number in other._numbers]
+        self._calls += [call.moved(to, before) for call in other._calls]
+        self.all += other.all
 
     def operands(self) -> list[HostOperand]:
         """Return where functions of values find their arguments."""
@@ -210,6 +221,13 @@ class _Call:
         self.places = [
             moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self.places
         ]
+
+    def moved(self, to: np.ndarray[Any, Any], before: int) -> _Call:
+        """Return a copy for another tape, where `before` decisions were taken before these."""
+        new = copy.copy(self)
+        new.rename(to)
+        new.number += before
+        return new
 
     def answer(self, v: Floats) -> Outcome:
         """Ask again, with other values."""

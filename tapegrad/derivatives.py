@@ -18,6 +18,7 @@ from .call import (
     Call,
     Function,
     check_function,
+    check_seed,
     cotangent_like,
     described,
     float_for_no_axes,
@@ -173,7 +174,7 @@ def _vjp(f: Function, args: tuple[Any, ...], has_aux: bool = False, again: bool 
             ) from None
         totals: dict[int, Any] = {}
         for output, part in zip(outputs, parts, strict=True):
-            seed = _seed(part, recording.shape_of(output))
+            seed = check_seed(part, recording.shape_of(output))
             for key, adjoint in call.sweep(output, seed).items():
                 totals[key] = adjoint if key not in totals else totals[key] + adjoint
         return tuple([argument.cotangents(totals) for argument in call.arguments])
@@ -221,8 +222,7 @@ def jacobian(
            [ 0., 16.]])
     """
     check_function(f)
-    if mode not in ("auto", "forward", "reverse"):
-        raise ValueError(f"mode must be 'auto', 'forward' or 'reverse', not {mode!r}{at_caller()}")
+    check_mode(mode)
 
     @_like(f, "jacobian")
     def jacobian_matrix(*args: Any, **kwargs: Any) -> Any:
@@ -251,16 +251,11 @@ def _matrices(call: Call, output: Any, mode: str) -> list[Any]:
     blocks = {id(leaf): np.zeros(shape + leaf.value.shape, leaf.value.dtype) for leaf in leaves}
     rows = math.prod(shape)
     matrices = {id(leaf): blocks[id(leaf)].reshape(rows, leaf.value.size) for leaf in leaves}
-    columns = sum([leaf.value.size for leaf in leaves])
-    if isinstance(output, Tracked) and rows and columns:
+    if isinstance(output, Tracked) and rows:
         tape, cells = backward.place_of(output)
         if isinstance(cells, (int, np.integer)):
             cells = np.arange(cells, cells + rows)
-        forward = mode == "forward" or (mode == "auto" and columns < rows)
-        if mode == "auto" and forward:
-            forward = directions.carries_tangents(tape, call.recording)
-        fill = _fill_columns if forward else _fill_rows
-        fill(tape, cells, matrices, call.recording)
+        fill_matrices(tape, cells, matrices, mode, call.recording)
     return [
         argument.build([float_for_no_axes(blocks[id(leaf)]) for leaf in argument.leaves])
         for argument in call.arguments
@@ -284,6 +279,26 @@ def _recorded_matrices(call: Call, output: Any, mode: str) -> list[Any]:
         argument.build([blocks[id(leaf)] for leaf in argument.leaves])
         for argument in call.arguments
     ]
+
+
+def check_mode(mode: str) -> None:
+    """Raise unless a Jacobian can be computed in this mode."""
+    if mode not in ("auto", "forward", "reverse"):
+        raise ValueError(f"mode must be 'auto', 'forward' or 'reverse', not {mode!r}{at_caller()}")
+
+
+def fill_matrices(
+    tape: Tape, cells: Any, matrices: dict[int, Any], mode: str, recording: Recording
+) -> None:
+    """Compute Jacobians of `cells` with respect to leaves, whose `matrices` are zero, by ``id``."""
+    columns = sum([matrix.shape[1] for matrix in matrices.values()])
+    if not cells.size or not columns:
+        return
+    forward = mode == "forward" or (mode == "auto" and columns < cells.size)
+    if mode == "auto" and forward:
+        forward = directions.carries_tangents(tape, recording)
+    fill = _fill_columns if forward else _fill_rows
+    fill(tape, cells, matrices, recording)
 
 
 def _fill_rows(tape: Tape, cells: Any, matrices: dict[int, Any], recording: Recording) -> None:
@@ -338,18 +353,6 @@ def _is_number(x: Any) -> bool:
     if isinstance(x, TrackedArray):
         return x.window.shape == ()
     return isinstance(x, (Tracked, int, float, np.number))
-
-
-def _seed(cotangent: Any, shape: tuple[int, ...]) -> Any:
-    """Return a cotangent of an output, which may be tracked, checked."""
-    if not isinstance(cotangent, Tracked):
-        return backward.check_cotangent(cotangent, shape)
-    if recording.dtype_of(cotangent).kind != "f" or recording.shape_of(cotangent) != shape:
-        raise ValueError(
-            f"the cotangent is {described(cotangent)}, but the output has shape {shape}"
-            f"{at_caller()}"
-        )
-    return cotangent
 
 
 def _like(f: Any, what: str) -> Callable[[Function], Function]:

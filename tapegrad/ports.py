@@ -9,9 +9,10 @@ import numpy as np
 from . import backward, recording
 from .call import as_real
 from .errors import at_caller
+from .indexing import on_cells
 from .recording import FLOAT32, FLOAT64
 from .storage import Floats, Leaf, Tracked
-from .tape import recorder
+from .tape import Tape, recorder
 
 
 class Input:
@@ -35,15 +36,15 @@ class Input:
             tape, entry.cell, self.shape, FLOAT32 if self.dtype == FLOAT32 else FLOAT64
         )
 
-    def load(self, value: Any, v: Floats) -> None:
-        """Put another value in the input's place."""
+    def check(self, value: Any) -> Any:
+        """Return another value for the input, tracked or an ndarray, which must fit it."""
         values = as_real(value, self.name)
         if values.shape != self.shape:
             raise ValueError(
                 f"{self.name} has shape {values.shape}, but the program was recorded for "
                 f"{self.shape}{at_caller()}"
             )
-        v[self.cell : self.cell + self.size] = values.ravel()
+        return values
 
 
 class Output:
@@ -61,17 +62,32 @@ class Output:
                 self.cells = cells
                 return
             value = value.value  # type: ignore[attr-defined]
-        self.constant = value
+        self.constant = own(value)
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape))
 
+    def flat_cells(self) -> Any:
+        """Return its cells, flat."""
+        if isinstance(self.cells, (int, np.integer)):
+            return np.arange(self.cells, self.cells + self.size)
+        return np.ravel(self.cells).astype(np.int64)
+
+    def track(self, tape: Tape, to: Any) -> Any:
+        """Return the output as a tracked value, where `to` says where its cells are in `tape`."""
+        if self.cells is None:
+            return own(self.constant)
+        if self.shape == () or isinstance(self.cells, (int, np.integer)):
+            first = int(to[np.ravel(self.cells)[0]]) if self.size else 0
+            return recording.run(tape, first, self.shape, self.dtype)
+        return on_cells(tape, to[self.cells].reshape(self.shape), self.dtype)
+
     def read(self, v: Floats) -> Any:
         """Return the output's value, owned by the caller."""
         if self.cells is None:
-            return self.constant
+            return own(self.constant)
         if isinstance(self.cells, (int, np.integer)):
             values = v[self.cells : self.cells + self.size]
         else:
@@ -82,10 +98,25 @@ class Output:
         return float(values) if self.dtype == FLOAT64 else values[()]
 
 
+def own(x: Any) -> Any:
+    """Return a copy of an array, anything else as it is."""
+    return x.copy() if isinstance(x, np.ndarray) else x
+
+
+def gathered(x: Any) -> Any:
+    """Return a list that holds tracked numbers as the array that it stands for."""
+    return recording.operand(x) if type(x) is list and recording.holds_tracked(x) else x
+
+
+def example(x: Any) -> Any:
+    """Return the present value of a tracked argument, anything else as it is."""
+    return np.array(x._peek())[()] if isinstance(x, Tracked) else x  # type: ignore[attr-defined]
+
+
 def is_input(leaf: Any) -> bool:
     """Whether an argument is an input: real floating-point numbers, or a list of numbers."""
     if isinstance(leaf, Tracked):
-        return True  # refused by `as_real`, which says what to do
+        return recording.dtype_of(leaf).kind == "f"
     if isinstance(leaf, list):
         return True
     return isinstance(leaf, float) or (
@@ -95,6 +126,9 @@ def is_input(leaf: Any) -> bool:
 
 def same_static(one: Any, other: Any) -> bool:
     """Whether an argument that is part of a program is the one that it was recorded for."""
+    if isinstance(one, Tracked):
+        # Its value is a decision, where a program is being recorded.
+        return bool(np.array_equal(one.value, other))  # type: ignore[attr-defined]
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.array_equal(one, other))
     return type(one) is type(other) and bool(one == other)

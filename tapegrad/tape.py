@@ -241,6 +241,30 @@ class Tape:
             self.n, self.flushed_cell = end, cell
             del code[:]
 
+    def push_block(
+        self, op: Any, a: Any, b: Any, size: int, imports: list[Import], hosts: list[Any]
+    ) -> None:
+        """Append instructions that are packed already and own `size` cells, to a flushed tape.
+
+        `imports` and `hosts` are what they refer to, numbered from those that the tape has.
+        """
+        start, cell = self.n, self.flushed_cell + size
+        end = start + len(op)
+        if cell > _LAST_CELL:
+            raise MemoryError(f"one recording has at most 2**32 cells{at_caller()}")
+        arena = self.arena
+        arena.op.ensure(end)[start:end] = op
+        arena.a.ensure(end)[start:end] = a
+        arena.b.ensure(end)[start:end] = b
+        arena.v.ensure(cell)
+        self.imports += imports
+        self.hosts += hosts
+        self.input_cells += sum([entry.size for entry in imports])
+        self.milestones.append((self.flushed_cell, start))
+        stop = cell + BLOCK
+        cells = iter(range(cell, stop))
+        self.n, self.flushed_cell, self.cells, self.stop = end, cell, cells, stop
+
     def constant(self, value: float) -> int:
         """Return the index of `value` in the constant pool, adding it when it is new."""
         if value:
