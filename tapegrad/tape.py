@@ -431,7 +431,8 @@ class Tape:
         self._give_back()
 
     def __del__(self) -> None:
-        if getattr(self, "_arena", None) is not None:
+        # While the process ends, what giving back needs may be gone already.
+        if getattr(self, "_arena", None) is not None and length_hint is not None:
             self._give_back()
 
     def _give_back(self) -> None:
