@@ -21,11 +21,11 @@ from .call import (
     float_for_no_axes,
     positions_of,
 )
-from .captured import Captured, operands, variables
+from .captured import Captured, Promoted, choose, operands, variables
 from .decisions import Decisions
 from .errors import at_caller
 from .layout import index_runs
-from .ports import Input, Output, argument_name, example, gathered, is_input, same_static
+from .ports import Input, Output, argument_name, example, gathered, is_input, own, same_static
 from .simplify import simplify
 from .splice import Template, run_of
 from .storage import Floats, Tracked
@@ -79,6 +79,7 @@ class Program:
         recorder.leave(outer)
         execute.evaluate(self.tape)
         self._simplify()
+        self._function: Function | None = f
         self.captured = variables(f) + operands(self._recording.captured)
 
     def __repr__(self) -> str:
@@ -103,7 +104,7 @@ class Program:
         program._name, program.lock, program.captured = name, threading.RLock(), captured
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
-        program._gradients, program._template = {}, None
+        program._gradients, program._template, program._function = {}, None, None
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         positional, named = program._tree.children
@@ -130,6 +131,43 @@ class Program:
     def check_captured(self) -> list[Captured]:
         """Return what was captured and has changed since: the program still uses the old values."""
         return [item for item in self.captured if item.changed]
+
+    def promote(self, *what: str | Captured) -> Program:
+        """Return a program that takes captured variables as arguments, after the others.
+
+        The function is recorded once more, for the same example arguments, while the variables hold
+        these inputs: whatever it does with them is then part of the program, and differentiated.
+
+        Parameters
+        ----------
+        *what : str or Captured
+            Variables that hold floats or arrays of floats: their names, or entries of `captured`.
+
+        Raises
+        ------
+        ValueError
+            If there is no captured variable of that name.
+        TypeError
+            If it is no variable, or holds integers; or if this program was loaded, or derived from
+            another: then there is no function to record.
+
+        Examples
+        --------
+        >>> import numpy as np, tapegrad as tg
+        >>> rate = 0.5
+        >>> program = tg.record(lambda t: np.exp(-rate * t), 1.0)
+        >>> program.promote("rate").value_and_grad(1.0, 0.0, argnums=1)
+        (1.0, -1.0)
+        """
+        if self._function is None:
+            raise TypeError(
+                "this program was loaded, or derived from another, so that there is no function "
+                f"to record again; promote before{at_caller()}"
+            )
+        items = [choose(self.captured, one) for one in what]
+        args, kwargs = trees.unflatten(self._tree, self._example())
+        values = [own(item._snapshot)[()] for item in items]
+        return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -206,7 +244,7 @@ class Program:
             if derived is None:
                 args, kwargs = trees.unflatten(self._tree, self._example())
                 derived = Program(functools.partial(gradient), args, kwargs)
-                derived._name = f"gradient of {self._name}"
+                derived._name, derived._function = f"gradient of {self._name}", None
                 self._gradients[key] = derived
         return derived
 

@@ -347,7 +347,10 @@ class Tape:
                     "value of the derivative that encloses it: make that value an argument of the "
                     f"program{at_caller()}"
                 )
-            entry = self.push_input(read_cells(source, cells, size))
+            values = read_cells(source, cells, size)
+            entry = self.push_input(values)
+            if self._is_program and self.recording is not None:
+                self.recording.captured.append((values, *caller()))
             if not self.detached and not source.detached:
                 source.link(entry, cells)
         entry.holder = holder

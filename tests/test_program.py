@@ -432,7 +432,7 @@ def test_captured_arrays_and_numbers_are_listed_and_compared():
     with tg.no_grad():
         leaf += 1.0
     changed = {item.name for item in program.check_captured()}
-    assert changed == {"data", "an operand", "a leaf"}
+    assert changed == {"data", "leaf", "an operand", "a leaf"}
     assert program(np.ones(2)) == 2.0 * 3.0 + 10.0 + 2.0  # the program uses what it captured
 
 
