@@ -248,6 +248,30 @@ class Tape:
             self.n, self.flushed_cell = end, cell
             del code[:]
 
+    def push_block(
+        self, op: Any, a: Any, b: Any, size: int, imports: list[Import], hosts: list[Any]
+    ) -> None:
+        """Append instructions that are packed already and own `size` cells, to a flushed tape.
+
+        `imports` and `hosts` are what they refer to, numbered from those that the tape has.
+        """
+        start, cell = self.n, self.flushed_cell + size
+        end = start + len(op)
+        if cell > _LAST_CELL:
+            raise MemoryError(f"one recording has at most 2**32 cells{at_caller()}")
+        arena = self.arena
+        arena.op.ensure(end)[start:end] = op
+        arena.a.ensure(end)[start:end] = a
+        arena.b.ensure(end)[start:end] = b
+        arena.v.ensure(cell)
+        self.imports += imports
+        self.hosts += hosts
+        self.input_cells += sum([entry.size for entry in imports])
+        self.milestones.append((self.flushed_cell, start))
+        stop = cell + BLOCK
+        cells = iter(range(cell, stop))
+        self.n, self.flushed_cell, self.cells, self.stop = end, cell, cells, stop
+
     def constant(self, value: float) -> int:
         """Return the index of `value` in the constant pool, adding it when it is new."""
         if value:
@@ -330,7 +354,10 @@ class Tape:
                     "value of the derivative that encloses it: make that value an argument of the "
                     f"program{at_caller()}"
                 )
-            entry = self.push_input(read_cells(source, cells, size))
+            values = read_cells(source, cells, size)
+            entry = self.push_input(values)
+            if self._is_program and self.recording is not None:
+                self.recording.captured.append((values, *caller()))
             if not self.detached and not source.detached:
                 source.link(entry, cells)
         entry.holder = holder
@@ -414,7 +441,8 @@ class Tape:
         self._give_back()
 
     def __del__(self) -> None:
-        if getattr(self, "_arena", None) is not None:
+        # While the process ends, what giving back needs may be gone already.
+        if getattr(self, "_arena", None) is not None and length_hint is not None:
             self._give_back()
 
     def _give_back(self) -> None:
