@@ -180,22 +180,33 @@ def _forward(tape: Tape) -> None:
         tape.done, tape.done_cell = position, cell
 
 
-def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int = 0) -> None:
+def reverse(
+    tape: Tape,
+    g: Floats,
+    top: int,
+    strict: bool = False,
+    bottom: int = 0,
+    *,
+    loops: bool = False,
+) -> None:
     """Sweep backward from the cells below `top`, whose adjoints stand in `g`, to `bottom`.
 
     The adjoints of input cells remain in `g`; those of all other cells are used up, so that `g` is
-    zero again but for the inputs.
+    zero again but for the inputs.  With `loops` the sweep starts from outputs of a program, and may
+    use its compiled loops.
     """
-    _timed(tape, _reverse, tape, g, top, strict, bottom)
+    compiled = _loops(tape) if loops and not strict else None
+    _timed(tape, _reverse, tape, g, top, strict, bottom, compiled)
 
 
-def _reverse(tape: Tape, g: Floats, top: int, strict: bool, bottom: int) -> None:
+def _reverse(
+    tape: Tape, g: Floats, top: int, strict: bool, bottom: int, loops: Rolled | None
+) -> None:
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     position, cell = first_block_above(tape, top)
     lane = -1
-    loops = None if strict else _loops(tape)
     while position > bottom:
         kind = op[position - 1]
         if kind == LANES:

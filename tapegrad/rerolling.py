@@ -7,7 +7,8 @@ advances by a constant step from one copy to the next.  (Compilers call this loo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class Loop(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Loop:
     """A stretch of instructions that repeats itself.
 
     Attributes

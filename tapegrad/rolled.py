@@ -11,6 +11,7 @@ import functools
 import importlib
 import threading
 from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +36,10 @@ class Replays:
 
     Parameters
     ----------
+    cells : int
+        How many cells the tape has.
     outputs : ndarray of int64
-        Cells that a reverse sweep may start from.
+        Those that reverse sweeps start from; a sweep that starts elsewhere uses no loops.
 
     Attributes
     ----------
@@ -44,12 +47,19 @@ class Replays:
         The loops, once they are compiled.
     """
 
-    __slots__ = ("outputs", "rolled", "seconds")
+    __slots__ = ("_is_output", "rolled", "seconds")
 
-    def __init__(self, outputs: Any) -> None:
-        self.outputs = outputs
+    def __init__(self, cells: int, outputs: Any) -> None:
+        self._is_output = np.zeros(cells, np.bool_)
+        self._is_output[outputs] = True
         self.seconds = 0.0
         self.rolled: Rolled | None = None
+
+    def start_from(self, cells: Any, size: int) -> bool:
+        """Whether a reverse sweep may start from these cells, or from a run of `size` cells."""
+        if isinstance(cells, (int, np.integer)):
+            return bool(self._is_output[cells : cells + size].all())
+        return bool(self._is_output[cells].all())
 
     def spend(self, tape: Tape, seconds: float) -> None:
         """Note how long a sweep took, and compile the loops when it has paid for that."""
@@ -61,8 +71,8 @@ class Replays:
         """Find the loops of the tape and compile them."""
         if self.rolled is None:
             arena, n = tape.arena, tape.n
-            columns = [column.array[:n] for column in (arena.op, arena.a, arena.b)]
-            self.rolled = Rolled(*columns, self.outputs)
+            op, a, b = (column.array[:n] for column in (arena.op, arena.a, arena.b))
+            self.rolled = Rolled(op, a, b, np.flatnonzero(self._is_output))
 
 
 class Rolled:
@@ -121,6 +131,7 @@ class _Body:
         self.cell = int(first[loop.start])
         self.size = loop.period * loop.count
         self._parameters: list[int] = [self.cell]
+        self._numbers: dict[tuple[int, int, bool], int] = {}
         self._slots = [
             (
                 int(op[i]),
@@ -151,36 +162,49 @@ class _Body:
                 return emit.LOCAL, j - back
             if step == period and back <= j + period:
                 return emit.CARRIED, j - back + period
-        number = len(self._parameters) // 2
-        self._parameters += [place, step]
-        if pooled:
-            return emit.POOLED, number
-        return (emit.FIXED if step == 0 and place < self.cell else emit.MEMORY), number
+        kind = emit.FIXED if step == 0 and place < self.cell else emit.MEMORY
+        return emit.POOLED if pooled else kind, self._parameter(place, step, pooled)
 
-    def memory_cells(self) -> Any:
-        """Return the cells that operands in memory name, over all iterations."""
-        from .kernels.emit import loop as emit
-
-        numbers = [n for _, parts in self._slots for kind, n in parts if kind == emit.MEMORY]
-        r = np.arange(self.loop.count)
-        found = [self._parameters[1 + 2 * n] + self._parameters[2 + 2 * n] * r for n in numbers]
-        return np.concatenate([np.empty(0, np.int64), *found])
+    def _parameter(self, place: int, step: int, pooled: bool) -> int:
+        number = self._numbers.get((place, step, pooled))
+        if number is None:
+            number = self._numbers[place, step, pooled] = len(self._numbers)
+            self._parameters += [place, step]
+        return number
 
     def compile(self, used: Any) -> None:
         """Compile the body; `used` says by cell whether something outside the loop uses it."""
         from .kernels.emit import loop as emit
 
-        mine = used[self.cell : self.cell + self.size].copy()
-        cells = self.memory_cells() - self.cell
-        mine[cells[(cells >= 0) & (cells < self.size)]] = True
-        exposed = mine.reshape(self.loop.count, self.loop.period).any(axis=0)
+        cells = self._memory_cells()
+        touched = set(cells.tolist())
+        for _, parts in self._slots:
+            for i, (kind, n) in enumerate(parts):
+                if kind == emit.FIXED and self._parameters[1 + 2 * n] in touched:
+                    parts[i] = emit.MEMORY, n  # its adjoint cannot wait in a register
+        shape = self.loop.count, self.loop.period
+        outside = used[self.cell : self.cell + self.size].reshape(shape).any(axis=0)
+        inside = np.zeros(self.size, np.bool_)
+        cells = cells - self.cell
+        inside[cells[(cells >= 0) & (cells < self.size)]] = True
+        exposed = np.where(outside, emit.OUTSIDE, emit.NOBODY)
+        exposed = np.where(inside.reshape(shape).any(axis=0), emit.MEMORY, exposed)
         body = tuple(
-            emit.Slot(op, tuple([emit.Operand(*part) for part in parts]), bool(out))
-            for (op, parts), out in zip(self._slots, exposed, strict=True)
+            emit.Slot(op, tuple([emit.Operand(*part) for part in parts]), str(by))
+            for (op, parts), by in zip(self._slots, exposed, strict=True)
         )
         self._forward, self._reverse = _compiled(body)
         self._m = np.array(self._parameters, np.int64)
         self._slice = max(1, SLICE // self.loop.period)
+
+    def _memory_cells(self) -> Any:
+        """Return the cells that operands in memory name, over all iterations."""
+        from .kernels.emit import loop as emit
+
+        numbers = {n for _, parts in self._slots for kind, n in parts if kind == emit.MEMORY}
+        r = np.arange(self.loop.count)
+        found = [self._parameters[1 + 2 * n] + self._parameters[2 + 2 * n] * r for n in numbers]
+        return np.concatenate([np.empty(0, np.int64), *found])
 
     def forward(self, k: Floats, v: Floats) -> None:
         """Compute the values of all iterations."""
@@ -203,7 +227,7 @@ def _compiled(body: Any) -> tuple[Any, Any]:
     names = dict(vars(scalar))
     exec(compile(emit(body), "<a loop of a program>", "exec"), names)
     f8, i8 = "float64[::1]", "int64"
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     with _compile_lock:
         forward = njit(f"({f8}, {f8}, int64[::1], {i8}, {i8})", **options)(names["forward"])
         reverse = njit(f"({f8}, {f8}, {f8}, int64[::1], {i8}, {i8})", **options)(names["reverse"])
@@ -217,12 +241,12 @@ def _cut(loop: Loop, op: Any) -> Loop:
     ternary instruction stays with the CARRY before it.
     """
     if KINDS[op[loop.start]] == TERNARY:
-        loop = loop._replace(start=loop.start + 1, count=loop.count - 1)
-    return loop._replace(count=loop.count - 1)
+        loop = replace(loop, start=loop.start + 1, count=loop.count - 1)
+    return replace(loop, count=loop.count - 1)
 
 
 def _used_outside(loops: list[Loop], op: Any, a: Any, b: Any, first: Any, outputs: Any) -> Any:
-    """Return, by cell, whether an instruction outside the cell's own loop, or an output, uses it."""
+    """Return, by cell, whether it is an output, or used by an instruction outside its own loop."""
     cells = int(first[-1])
     used = np.zeros(cells, np.bool_)
     if np.isin(op, (LANES, HOST)).any():

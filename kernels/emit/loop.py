@@ -22,6 +22,8 @@ LOCAL, CARRIED, FIXED, MEMORY, POOLED = "local", "carried", "fixed", "memory", "
 """Where an operand comes from: this iteration, the one before, one cell for all, a cell that moves
 by a constant step, the constant pool."""
 
+NOBODY, OUTSIDE = "nobody", "outside"
+
 
 class Operand(NamedTuple):
     """Where an operand of the loop body comes from.
@@ -47,14 +49,14 @@ class Slot(NamedTuple):
     opcode : int
     operands : tuple of Operand
         Of a ternary row the two that its own instruction names; the first is with its CARRY.
-    exposed : bool
-        Whether code outside the loop, or a MEMORY operand, may use it: its adjoint then lies in
-        memory, too.
+    exposed : str
+        Who else uses its value, so that a part of its adjoint lies in memory: NOBODY, code OUTSIDE
+        of the loop (which has been swept before), or operands of the loop that are in MEMORY.
     """
 
     opcode: int
     operands: tuple[Operand, ...]
-    exposed: bool
+    exposed: str
 
 
 @functools.cache
@@ -179,7 +181,7 @@ class _Reverse:
             "def reverse(k, v, g, m, first, last):",
             f"    c = np.uint64(m[0]) + np.uint64(last) * {period}",
             *[f"    {line}" for line in _starting_places(parameters, "np.uint64(last)")],
-            *[f"    g{p} = 0.0" for p, kind in parameters.items() if kind == FIXED],
+            *[f"    g{p} = g[i{p}]" for p, kind in parameters.items() if kind == FIXED],
         ]
         for j in self.carried:
             place = f"g[c + {np_int(j)} - {period}]"
@@ -190,23 +192,42 @@ class _Reverse:
         for j in range(len(body) - 1, -1, -1):
             self._instruction(j)
         for j in self.carried:
-            self.lines.append(f"        h{j} = {f'n{j}' if f'n{j}' in self.started else '0.0'}")
+            if f"n{j}" not in self.started:
+                self._add(f"n{j}", "0.0")
+            self.lines.append(f"        h{j} = n{j}")
         self.lines += [f"    g[c + {np_int(j)} - {period}] += h{j}" for j in self.carried]
-        self.lines += [f"    g[i{p}] += g{p}" for p, kind in parameters.items() if kind == FIXED]
+        self.lines += [f"    g[i{p}] = g{p}" for p, kind in parameters.items() if kind == FIXED]
 
     def _add(self, target: str, text: str) -> None:
-        first = target not in self.started and not target.startswith("g")
-        self.started.add(target)
-        self.lines.append(f"        {target} {'=' if first else '+='} {text}")
+        """Add to an adjoint; the order of additions is that of the interpreter."""
+        if target.startswith("g"):
+            self.lines.append(f"        {target} += {text}")
+            return
+        if target not in self.started:
+            self.started.add(target)
+            j = int(target[1:])
+            if self.body[j].exposed != OUTSIDE or (target[0] == "w" and j in self.carried):
+                self.lines.append(f"        {target} = {text}")
+                return
+            before = f" - {np_int(len(self.body))}" if target[0] == "n" else ""
+            self._take(target, f"g[c + {np_int(j)}{before}]")
+        self.lines.append(f"        {target} += {text}")
+
+    def _take(self, target: str, place: str) -> None:
+        self.lines += [f"        {target} = {place}", f"        {place} = 0.0"]
 
     def _instruction(self, j: int) -> None:
         slot = self.body[j]
         w = f"w{j}"
         if j in self.carried:
             self._add(w, f"h{j}")
-        if slot.exposed:
-            self._add(w, f"g[c + {np_int(j)}]")
-            self.lines.append(f"        g[c + {np_int(j)}] = 0.0")
+        place = f"g[c + {np_int(j)}]"
+        if slot.exposed == MEMORY:
+            self._add(w, place)
+            self.lines.append(f"        {place} = 0.0")
+        elif slot.exposed == OUTSIDE and w not in self.started:
+            self._take(w, place)
+            self.started.add(w)
         if slot.opcode < len(STRUCTURAL) or w not in self.started:
             return
         opcode = _opcodes()[slot.opcode]
