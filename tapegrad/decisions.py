@@ -8,6 +8,7 @@ out.
 
 from __future__ import annotations
 
+import copy
 import os
 from bisect import bisect_right
 from collections.abc import Callable
@@ -92,6 +93,20 @@ class Decisions:
         """Note that a function of values, such as ``np.argmax``, was answered."""
         self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
+
+    def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
+        """Note the decisions of a program that becomes part of this one, `to` saying where."""
+        before = len(self.all)
+        start = self._cells.extend(to[other._cells.array()].astype(np.uint32))
+        self._expected.extend(other._expected.array())
+        self._starts += [start + place for place in other._starts]
+        self._numbers += [before + number for number in other._numbers]
+        self._calls += [call.moved(to, before) for call in other._calls]
+        self.all += other.all
+
+    def operands(self) -> list[HostOperand]:
+        """Return where functions of values find their arguments."""
+        return [x for call in self._calls for x in call.places if isinstance(x, HostOperand)]
 
     def cells(self) -> np.ndarray[Any, Any]:
         """Return cells of all instructions that decisions look at."""
@@ -186,7 +201,7 @@ class Decisions:
 class _Call:
     """A function of values that was asked for a decision, and where its arguments are."""
 
-    __slots__ = ("_places", "_tree", "function", "number")
+    __slots__ = ("_tree", "function", "number", "places")
 
     def __init__(
         self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, number: int
@@ -194,25 +209,36 @@ class _Call:
         self.function = function
         self.number = number
         leaves, self._tree = trees.flatten((list(args), dict(kwargs)))
-        self._places = [HostOperand(tape, x) if isinstance(x, Tracked) else x for x in leaves]
+        self.places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
 
     def anchors(self) -> list[int]:
         """Return cells of all instructions that the arguments come from."""
-        places = [x for x in self._places if isinstance(x, HostOperand)]
-        return [cell for place in places for cell in anchors(place)]
+        found = [x for x in self.places if isinstance(x, HostOperand)]
+        return [cell for place in found for cell in anchors(place)]
 
     def rename(self, to: np.ndarray[Any, Any]) -> None:
         """Follow the cells of a tape that was simplified."""
-        self._places = [
-            moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self._places
+        self.places = [
+            moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self.places
         ]
+
+    def moved(self, to: np.ndarray[Any, Any], before: int) -> _Call:
+        """Return a copy for another tape, where `before` decisions were taken before these."""
+        new = copy.copy(self)
+        new.rename(to)
+        new.number += before
+        return new
 
     def answer(self, v: Floats) -> Outcome:
         """Ask again, with other values."""
-        leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self._places]
+        leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self.places]
         args, kwargs = trees.unflatten(self._tree, leaves)
         with np.errstate(all="ignore"):
             return self.function(*args, **kwargs)
+
+
+def _own(x: Any) -> Any:
+    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def deciding(x: Any) -> Decisions | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from .plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .threads import run_addresses
 
 if TYPE_CHECKING:
+    from .rolled import Rolled
     from .storage import Floats
     from .tape import Import, Tape
 
@@ -145,7 +147,24 @@ def evaluate(tape: Tape) -> None:
         if tape.sparse is not None:  # a sweep by regions kept what it needed: now the others, too
             tape.sparse, tape.done, tape.done_cell = None, 0, 0
         if tape.done < tape.n:
-            _forward(tape)
+            _timed(tape, _forward, tape)
+
+
+def _timed(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
+    """Run a sweep; that of a program counts towards the compilation of its loops."""
+    if tape.replays is None:
+        sweep(*args)
+    else:
+        start = time.perf_counter()
+        sweep(*args)
+        tape.replays.spend(tape, time.perf_counter() - start)
+
+
+def _loops(tape: Tape) -> Rolled | None:
+    """Return the compiled loops of a tape, if there are any and they are to be used."""
+    if tape.replays is None or (_forced and _forced[-1] == "reference"):
+        return None
+    return tape.replays.rolled
 
 
 def has_values(tape: Tape, cells: Any, size: int) -> bool:
@@ -180,6 +199,7 @@ def _forward_one_by_one(tape: Tape) -> None:
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     n, position, cell, lane = tape.n, tape.done, tape.done_cell, 0
+    loops = _loops(tape)
     while position < n:
         kind = op[position]
         if kind == LANES:
@@ -193,9 +213,13 @@ def _forward_one_by_one(tape: Tape) -> None:
             size = int(b[position])
             tape.hosts[a[position]].forward(v, v[cell : cell + size])
             position, cell = position + 1, cell + size
+        elif loops and (loop := loops.starting_at(position)):
+            loop.forward(k, v)
+            position, cell = loop.stop, cell + loop.size
         else:
             run = kernels("scalar", min(n - position, tape.flushed_cell - cell))
             stop = min(n, position + run.slice)
+            stop = loops.next_start(position, stop) if loops else stop
             position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
         tape.done, tape.done_cell = position, cell
 
@@ -318,7 +342,7 @@ def _step_backward(
     tape: Tape, step: Step, table: list[int], g: Floats, own: list[Floats | None]
 ) -> None:
     if step.kind == SCALARS:
-        _reverse_one_by_one(tape, g, step.stop, step.end, False, step.start)
+        _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
     elif step.kind == HOST_CALL:
         tape.hosts[tape.arena.a.array[step.start]].reverse(tape.arena.v.array, g, step.cell, False)
     elif step.backward is not None:
@@ -359,18 +383,34 @@ def _collect(
 # -- backward, one instruction after another -------------------------------------------------------
 
 
-def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int = 0) -> None:
+def reverse(
+    tape: Tape,
+    g: Floats,
+    top: int,
+    strict: bool = False,
+    bottom: int = 0,
+    *,
+    loops: bool = False,
+) -> None:
     """Sweep backward from the cells below `top`, whose adjoints stand in `g`, to `bottom`.
 
     The adjoints of input cells remain in `g`; those of all other cells are used up, so that `g` is
-    zero again but for the inputs.
+    zero again but for the inputs.  With `loops` the sweep starts from outputs of a program, and may
+    use its compiled loops.
     """
+    compiled = _loops(tape) if loops and not strict else None
     position, cell = first_block_above(tape, top)
-    _reverse_one_by_one(tape, g, position, cell, strict, bottom)
+    _timed(tape, _reverse_one_by_one, tape, g, position, cell, bottom, strict, compiled)
 
 
 def _reverse_one_by_one(
-    tape: Tape, g: Floats, position: int, cell: int, strict: bool, bottom: int
+    tape: Tape,
+    g: Floats,
+    position: int,
+    cell: int,
+    bottom: int,
+    strict: bool = False,
+    loops: Rolled | None = None,
 ) -> None:
     """Sweep backward from the instruction before `position` to `bottom`."""
     arena = tape.arena
@@ -387,9 +427,13 @@ def _reverse_one_by_one(
         elif kind == HOST:
             position, cell = position - 1, cell - int(b[position - 1])
             tape.hosts[a[position]].reverse(v, g, cell, strict)
+        elif loops and (loop := loops.stopping_at(position)) and loop.start >= bottom:
+            loop.reverse(k, v, g)
+            position, cell = loop.start, cell - loop.size
         else:
             run = kernels("scalar", min(position - bottom, cell))
             stop = max(bottom, position - run.slice)
+            stop = loops.previous_stop(position, stop) if loops else stop
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
 
 

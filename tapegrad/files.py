@@ -18,11 +18,13 @@ import numpy as np
 
 from . import trees
 from .arena import CompactArena
+from .captured import Captured
 from .decisions import Decisions
 from .errors import TapeFormatError, at_caller
 from .host import HostCall, HostOperand
 from .kernels.opcodes import CARRY, CONST, HOST, INPUT, KINDS, LANES, NAMES, UNARY
-from .program import Captured, Program, _Input, _Output
+from .ports import Input, Output
+from .program import Program
 from .tape import Import, Recording, Tape, recorder
 from .verify import MAX_NDIM, Code, check_cells, check_window, verify
 from .window import Window
@@ -235,7 +237,7 @@ def _describe_host(call: HostCall, arrays: list[Array]) -> Json:
     }
 
 
-def _describe_output(output: _Output, arrays: list[Array]) -> Json:
+def _describe_output(output: Output, arrays: list[Array]) -> Json:
     if output.cells is None:
         return {"constant": _encode(output.constant, "an output", arrays)}
     found: Json = {"shape": list(output.shape), "dtype": np.dtype(output.dtype).name}
@@ -531,8 +533,8 @@ def _read_structure(file: _File, classes: Iterable[type]) -> tuple[trees.TreeDef
 
 def _read_arguments(
     file: _File, imports: list[Import], v: Array
-) -> tuple[list[_Input | None], list[Any]]:
-    inputs: list[_Input | None] = []
+) -> tuple[list[Input | None], list[Any]]:
+    inputs: list[Input | None] = []
     static: list[Any] = []
     for part in _field(file.header, "arguments", list):
         if not isinstance(part, dict) or "constant" in part:
@@ -548,7 +550,7 @@ def _read_arguments(
             raise TapeFormatError(f"{name} is of no dtype that inputs have")
         with np.errstate(over="ignore"):
             value = v[entry.cell : entry.cell + entry.size].reshape(shape).astype(dtype)
-        known = _Input(value, name)
+        known = Input(value, name)
         known.cell, entry.leaf = entry.cell, known.leaf
         inputs.append(known)
         static.append(value)
@@ -561,14 +563,14 @@ def _item(data: Any, key: str) -> Any:
     return data[key]
 
 
-def _read_output(file: _File, data: Any, cells: int) -> _Output:
+def _read_output(file: _File, data: Any, cells: int) -> Output:
     if isinstance(data, dict) and "constant" in data:
-        return _Output(file.decode(data["constant"], "an output"))
+        return Output(file.decode(data["constant"], "an output"))
     shape = _shape(_field(data, "shape", list), "an output")
     dtype = data.get("dtype")
     if dtype not in ("float64", "float32", "int64", "bool"):
         raise TapeFormatError("an output is of no dtype that results have")
-    output, size = _Output.__new__(_Output), prod(shape)
+    output, size = Output.__new__(Output), prod(shape)
     output.constant, output.shape, output.dtype = None, shape, np.dtype(dtype)
     if "cells" in data:
         output.cells = file.array(data["cells"], "uint32", "an output")

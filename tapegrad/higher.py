@@ -13,7 +13,7 @@ import numpy as np
 
 from . import derivatives, recording, trees
 from .array import Array
-from .derivatives import Function
+from .call import Function, float_for_no_axes, positions_of
 from .errors import at_caller
 from .storage import Tracked
 
@@ -92,7 +92,7 @@ def _rows(start: int, stop: int, shape: tuple[int, ...]) -> Callable[[Any], Any]
 
 
 def _plain(part: Any) -> Any:
-    return derivatives._float_for_no_axes(np.array(part))
+    return float_for_no_axes(np.array(part))
 
 
 def hvp(f: Function, argnums: int = 0) -> Function:
@@ -134,7 +134,7 @@ def hvp(f: Function, argnums: int = 0) -> Function:
                 f"tg.hvp(f)(x, v){at_caller()}"
             )
         *point, v = args
-        at = derivatives._positions(argnums, len(point))[0]
+        at = positions_of(argnums, len(point))[0]
 
         def gradient_of(x: Any) -> Any:
             return gradient(*point[:at], x, *point[at + 1 :], **kwargs)
