@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from hashlib import sha256
 from pathlib import Path
 
 from tapegrad.kernels.emit.language import natural
 from tapegrad.ops.row import CONSTANTS
 
 SOURCE = Path(__file__).parents[1] / "functions.py"
+SIMD = Path(__file__).parents[1] / "cpu" / "simd.py"
 
 # What the names of guarded.py mean to Numba, which answers as IEEE 754 does by itself.
 MATH = {
@@ -37,6 +39,14 @@ def float32(x: float) -> float:
     """Return x rounded to single precision."""
     return float(np.float32(x))
 '''
+
+
+def simd_mark() -> str:
+    """Return a mark of the text of cpu/simd.py, to stand in each module that is compiled with it.
+
+    Numba's cache watches the file of a kernel and not what the kernel expands from elsewhere.
+    """
+    return sha256(SIMD.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
 def _functions() -> dict[str, tuple[str, set[str]]]:
