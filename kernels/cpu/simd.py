@@ -17,8 +17,8 @@ type     LLVM                          what it holds
 
 Operators work lane by lane: `+ - * /` and negation on numbers; `+ - * & | ^ ~ << >>` on integers
 (`>>` keeps the sign); `< <= > >= == !=` give masks, in which a nan compares as in IEEE 754;
-`& | ^ ~` combine masks. A Python scalar beside a vector is spread over its lanes. Everything else is
-a function below.
+`& | ^ ~` combine masks. A Python scalar beside a vector is spread over its lanes. Everything else
+is a function below.
 
 Functions of this module are expanded where they are called. Numba's cache does not notice an edit
 here, so a generated module holds a mark of this file's text (`emit.library.simd_mark`).
@@ -270,6 +270,14 @@ def _product_error(context: Any, builder: Any, sig: Any, x: Any, y: Any, p: Any)
     return builder.fadd(error, builder.fmul(xl, yl))
 
 
+def _residual(context: Any, builder: Any, sig: Any, x: Any, y: Any, z: Any) -> Any:
+    if _has_fma(context):
+        return _llvm(builder, "fma", x.type, builder.fneg(y), z, x)
+    p = builder.fmul(y, z)
+    error = _product_error(context, builder, sig, y, z, p)
+    return builder.fsub(builder.fsub(x, p), error)
+
+
 def _halves(builder: Any, vector: Vector, x: Any) -> tuple[Any, Any]:
     """Split the significand in two halves whose products are exact (Veltkamp)."""
     scale = ir.Constant(vector.element, 134217729.0 if vector.bits == 64 else 4097.0)
@@ -285,6 +293,8 @@ def _has_fma(context: Any) -> bool:
 
 # What p = x * y lost to rounding, exactly, for numbers away from the ends of the range (Dekker).
 product_error = _intrinsic(3, _alike(3), _product_error)
+# x - y * z, rounded once, where y * z is near x.
+residual = _intrinsic(3, _alike(3), _residual)
 
 
 def _select_typing(mask: Any, x: types.Type, y: types.Type) -> Any:
@@ -327,6 +337,10 @@ from_bits = _converted("i", "f", "bitcast")
 to_integers = _converted("f", "i", "fptosi")  # Towards zero; undefined beyond the integers.
 to_numbers = _converted("i", "f", "sitofp")
 as_numbers = _converted("m", "f", "uitofp")  # 1.0 where the mask is true, 0.0 elsewhere.
+
+
+# i >> n with zeros coming in from the left; before AVX-512 the other shift costs several.
+shift_down = _intrinsic(2, _alike(2, "i"), lambda c, builder, s, i, n: builder.lshr(i, n))
 
 
 def _mask_test(symbol: str, every: bool) -> Any:
@@ -391,32 +405,42 @@ with_lane = _intrinsic(3, _with_lane_typing, _with_lane)  # x with another value
 
 
 @intrinsic
-def repair(typingctx: Any, function: Any, mask: Any, x: Any, y: Any) -> Any:
-    """Return y with function(x) in those lanes where the mask is true: a scalar call a lane."""
-    vector = _common((x, y), "f")
+def repair(typingctx: Any, function: Any, mask: Any, operands: Any, result: Any) -> Any:
+    """Return `result` with function(operands) where the mask is true: a scalar call a lane.
+
+    `operands` is a vector, or a tuple of them.
+    """
+    several = isinstance(operands, types.BaseTuple)
+    vector = _common((*(operands if several else (operands,)), result), "f")
     if vector is None or mask != vector.of("m"):
         return None
-    called = function.get_call_type(typingctx, (vector.scalar,), {})
+    count = len(operands) if several else 1
+    called = function.get_call_type(typingctx, (vector.scalar,) * count, {})
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, mask_, x_, y_ = args
         call = context.get_function(function, called)
-        places = [builder.alloca(v.llvm) for v in (vector, vector)]
-        for value, place in zip((x_, y_), places, strict=True):
-            builder.store(value, place)
+        values = [builder.extract_value(args[2], i) for i in range(count)] if several else [args[2]]
+        values.append(args[3])
+        places = [cgutils.alloca_once_value(builder, value) for value in values]
         pointers = [builder.bitcast(p, vector.element.as_pointer()) for p in places]
-        word = builder.bitcast(mask_, ir.IntType(vector.lanes))
-        word = builder.zext(word, _I64)
-        with cgutils.for_range(builder, ir.Constant(_I64, vector.lanes)) as loop:
-            bit = builder.trunc(builder.lshr(word, loop.index), _I1)
-            with builder.if_then(bit):
-                source, target = (builder.gep(p, [loop.index]) for p in pointers)
-                result = call(builder, [builder.load(source)])
-                result = context.cast(builder, result, called.return_type, vector.scalar)
-                builder.store(result, target)
-        return builder.load(places[1])
+        word = builder.zext(builder.bitcast(args[1], ir.IntType(vector.lanes)), _I64)
+        left = cgutils.alloca_once_value(builder, word)  # One bit for each lane still to do.
+        check, body, end = (builder.append_basic_block(f"repair.{n}") for n in ("if", "do", "end"))
+        builder.branch(check)
+        builder.position_at_end(check)
+        word = builder.load(left)
+        builder.cbranch(builder.icmp_unsigned("!=", word, ir.Constant(_I64, 0)), body, end)
+        builder.position_at_end(body)
+        index = builder.cttz(word, ir.Constant(_I1, 1))
+        *sources, target = (builder.gep(p, [index]) for p in pointers)
+        value = call(builder, [builder.load(source) for source in sources])
+        builder.store(context.cast(builder, value, called.return_type, vector.scalar), target)
+        builder.store(builder.and_(word, builder.sub(word, ir.Constant(_I64, 1))), left)
+        builder.branch(check)
+        builder.position_at_end(end)
+        return builder.load(places[-1])
 
-    return vector(function, mask, vector, vector), emit
+    return vector(function, mask, operands, vector), emit
 
 
 def _sum_typing(x: types.Type) -> Any:

@@ -63,6 +63,7 @@ def integers(a: int, b: int, out: int) -> None:
     chosen = simd.select(x > y, x, ~y)
     write_all(out + 3 * 128, (simd.to_numbers(chosen), simd.to_numbers(-x)))
     simd.store_integers(out + 5 * 128, simd.to_integers(simd.to_numbers(x)))
+    simd.store_integers(out + 6 * 128, simd.shift_down(x, 60))
 
 
 def call(function: Callable[..., Any], x: Any, y: Any, rows: int) -> Any:
@@ -96,13 +97,14 @@ def test_masks() -> None:
 
 def test_integers() -> None:
     x, y = np.arange(-8, 8) * 12345, np.arange(16)[::-1].copy()
-    out = call(integers, x, y, 6)
+    out = call(integers, x, y, 7)
     words = out.view(np.int64)
     np.testing.assert_array_equal(words[0], (x + y) * 3 - (x ^ y))
     np.testing.assert_array_equal(words[1], (x & 255) | (y << 3))
     np.testing.assert_array_equal(words[2], x >> 5)
     np.testing.assert_array_equal(out[3:5], [np.where(x > y, x, ~y), -x])
     np.testing.assert_array_equal(words[5], x)
+    np.testing.assert_array_equal(words[6], x.astype(np.uint64) >> np.uint64(60))
 
 
 @kernel
