@@ -16,8 +16,11 @@ from .custom import custom_jvp, custom_vjp
 from .derivatives import grad, jacobian, value_and_grad, vjp
 from .errors import (
     ControlFlowChanged,
+    DeviceLostError,
+    DeviceUnavailable,
     GradientMismatch,
     LostGradientError,
+    MixedDevicesError,
     NoGradientError,
     NotDifferentiableError,
     ReleasedTapeError,
@@ -42,10 +45,13 @@ del functions, view
 __all__ = [
     "Array",
     "ControlFlowChanged",
+    "DeviceLostError",
+    "DeviceUnavailable",
     "GradientCheck",
     "GradientMismatch",
     "LoopPlan",
     "LostGradientError",
+    "MixedDevicesError",
     "NoGradientError",
     "NotDifferentiableError",
     "Program",
