@@ -217,7 +217,7 @@ class Argument:
 def as_real(value: Any, name: str, *, copy: bool = True) -> Any:
     """Return an argument as the real ndarray that derivatives are taken with respect to.
 
-    It is the caller's array itself only without `copy`, and not even then if that is not in C order.
+    It is the caller's array itself only without `copy`, and if that is in C order.
     """
     if isinstance(value, Tracked):
         if recording.dtype_of(value).kind != "f":

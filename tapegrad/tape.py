@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from .rolled import Replays
 
 BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
-# A recorder starts a new tape beyond this many instructions or cells, so that what no live array can
-# reach any more is reclaimed piece by piece; much earlier when somebody looks at a value, as in a
-# loop that never calls backward. Cells of arrays cost nothing until they are computed, and few are.
+# A recorder starts a new tape beyond this many instructions or cells, so that what no live array
+# can reach any more is reclaimed piece by piece; much earlier when somebody looks at a value, as in
+# a loop that never calls backward. Cells of arrays cost nothing until they are computed, and few
+# are.
 SEGMENT = 1 << 24
 SEGMENT_CELLS = 1 << 30
 LOOK_CELLS = 1 << 20
