@@ -32,6 +32,7 @@ from .higher import hessian, hvp, jvp, linearize
 from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
+from .progress import progress
 from .sparsity import sparse_jacobian
 
 __version__ = "0.1.0.dev0"
@@ -71,6 +72,7 @@ __all__ = [
     "load",
     "no_grad",
     "ones",
+    "progress",
     "record",
     "sparse_jacobian",
     "special",
