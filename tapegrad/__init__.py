@@ -32,6 +32,7 @@ from .higher import hessian, hvp, jvp, linearize
 from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
+from .progress import progress
 from .sparsity import sparse_jacobian
 from .threads import get_num_threads, set_num_threads
 
@@ -73,6 +74,7 @@ __all__ = [
     "load",
     "no_grad",
     "ones",
+    "progress",
     "record",
     "set_num_threads",
     "sparse_jacobian",

@@ -28,6 +28,19 @@ from .tape import Tape
 
 Outcome = Any
 
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        *(np.all, np.any, np.argmax, np.argmin, np.argsort, np.argpartition, np.argwhere),
+        *(np.nonzero, np.flatnonzero, np.count_nonzero, np.searchsorted, np.digitize),
+        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isneginf, np.isposinf),
+    )
+}
+"""NumPy's functions whose answers are decisions, by the names that files know them by."""
+
+BROADCASTING = (np.isclose, np.allclose, np.array_equiv)
+"""Those of them that compute with their operands broadcast together."""
+
 
 class Decision:
     """One look at a value: what was asked, where, and the answer.
@@ -69,7 +82,7 @@ class Decisions:
         self._expected = Pool(np.float64)
         self._starts: list[int] = []  # of each decision on values in `_cells`
         self._numbers: list[int] = []  # and which one of `all` it is
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
 
     def __len__(self) -> int:
         return len(self.all)
@@ -91,7 +104,9 @@ class Decisions:
         self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, outcome: Any
     ) -> None:
         """Note that a function of values, such as ``np.argmax``, was answered."""
-        self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
+        leaves, tree = trees.flatten((list(args), dict(kwargs)))
+        places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
+        self._calls.append(Call(function, tree, places, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
 
     def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
@@ -122,33 +137,43 @@ class Decisions:
         for call in self._calls:
             call.rename(to)
 
-    def to_parts(self) -> tuple[list[Any], Any, Any, Any]:
-        """Return what a file keeps: places in the code, which each decision is of, cells, answers.
+    def to_parts(self) -> tuple[list[Any], Any, Any, Any, list[Any]]:
+        """Return what a file keeps.
+
+        That is: sites in the code (for answers of functions, without a dtype), which of them each
+        decision is of, the cells looked at, their values, and the functions that answered.
 
         Raises
         ------
         TypeError
-            Where a function of values, such as ``np.argmax``, decided.
+            Where a function decided that files do not know.
         """
-        if self._calls:
-            decision = self.all[self._calls[0].number]
-            raise TypeError(
-                f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
-                f"{decision.line} decided what was recorded, and such a decision has no place in a "
-                "file; compare the values by >, < or == instead"
-            )
+        answered = {call.number for call in self._calls}
         sites: dict[Any, int] = {}
         numbers = np.zeros(len(self.all), np.uint32)
         for i, decision in enumerate(self.all):
-            outcome = np.asarray(decision.outcome)
             place = decision.what, os.path.basename(decision.file), decision.line
-            site = (*place, outcome.dtype.name, outcome.shape)
+            outcome = np.zeros(()) if i in answered else np.asarray(decision.outcome)
+            dtype = None if i in answered else outcome.dtype.name
+            site = (*place, dtype, outcome.shape)
             numbers[i] = sites.setdefault(site, len(sites))
-        return list(sites), numbers, self._cells.array(), self._expected.array()
+        for call in self._calls:
+            if FUNCTIONS.get(call.function.__name__) is not call.function:
+                decision = self.all[call.number]
+                raise TypeError(
+                    f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
+                    f"{decision.line} decided what was recorded, and files do not know this "
+                    "function; compare the values by >, < or == instead"
+                )
+        return list(sites), numbers, self._cells.array(), self._expected.array(), self._calls
 
     @classmethod
-    def from_parts(cls, sites: list[Any], numbers: Any, cells: Any, expected: Any) -> Decisions:
+    def from_parts(
+        cls, sites: list[Any], numbers: Any, cells: Any, expected: Any, calls: list[Any]
+    ) -> Decisions:
         """Return the decisions that `to_parts` took apart.
+
+        `calls` are pairs of a call and its answer, whose numbers are given here.
 
         Raises
         ------
@@ -157,9 +182,17 @@ class Decisions:
         """
         if cells.size != expected.size or (numbers.size and int(numbers.max()) >= len(sites)):
             raise ValueError("their parts are of different lengths")
-        new, start = cls(), 0
+        new, start, answers = cls(), 0, iter(calls)
         for number in numbers.tolist():
             what, file, line, dtype, shape = sites[number]
+            if dtype is None:
+                call, outcome = next(answers, (None, None))
+                if call is None:
+                    raise ValueError("fewer functions answered than decisions say")
+                call.number = len(new.all)
+                new._calls.append(call)
+                new.all.append(Decision(what, outcome, (file, line)))
+                continue
             stop = start + prod(shape)
             if stop > expected.size:
                 raise ValueError("they look at more cells than there are")
@@ -169,7 +202,7 @@ class Decisions:
             new._numbers.append(len(new.all))
             new.all.append(Decision(what, outcome, (file, line)))
             start = stop
-        if start != cells.size:
+        if start != cells.size or next(answers, None) is not None:
             raise ValueError("they look at fewer cells than there are")
         new._cells.extend(cells)
         new._expected.extend(expected)
@@ -177,6 +210,8 @@ class Decisions:
 
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
+        if not self.all:
+            return None
         found: tuple[int, Outcome] | None = None
         expected, actual = self._expected.array(), v[self._cells.array()]
         same = actual == expected
@@ -192,24 +227,38 @@ class Decisions:
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
-            outcome = call.answer(v)
+            try:
+                outcome = call.answer(v)
+            except (ValueError, TypeError, IndexError) as error:  # for the values that came now
+                return call.number, error
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
 
 
-class _Call:
-    """A function of values that was asked for a decision, and where its arguments are."""
+class Call:
+    """A function of values that was asked for a decision, and where its arguments are.
 
-    __slots__ = ("_tree", "function", "number", "places")
+    Attributes
+    ----------
+    function : callable
+    tree : TreeDef
+        Structure of the list of arguments and the dict of keyword arguments.
+    places : list
+        Their parts: a HostOperand, or a constant.
+    number : int
+        Which decision it is.
+    """
+
+    __slots__ = ("function", "number", "places", "tree")
 
     def __init__(
-        self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, number: int
+        self, function: Callable[..., Any], tree: trees.TreeDef, places: list[Any], number: int
     ) -> None:
         self.function = function
+        self.tree = tree
+        self.places = places
         self.number = number
-        leaves, self._tree = trees.flatten((list(args), dict(kwargs)))
-        self.places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
 
     def anchors(self) -> list[int]:
         """Return cells of all instructions that the arguments come from."""
@@ -222,7 +271,7 @@ class _Call:
             moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self.places
         ]
 
-    def moved(self, to: np.ndarray[Any, Any], before: int) -> _Call:
+    def moved(self, to: np.ndarray[Any, Any], before: int) -> Call:
         """Return a copy for another tape, where `before` decisions were taken before these."""
         new = copy.copy(self)
         new.rename(to)
@@ -232,7 +281,7 @@ class _Call:
     def answer(self, v: Floats) -> Outcome:
         """Ask again, with other values."""
         leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self.places]
-        args, kwargs = trees.unflatten(self._tree, leaves)
+        args, kwargs = trees.unflatten(self.tree, leaves)
         with np.errstate(all="ignore"):
             return self.function(*args, **kwargs)
 
@@ -263,6 +312,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _say(outcome: Outcome) -> str:
+    if isinstance(outcome, Exception):
+        return f"an error ({outcome})"
     value = np.asarray(outcome) if not isinstance(outcome, tuple) else None
     if value is None or value.size > 6:
         return "another selection" if value is None else f"an array of shape {value.shape}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import backward, derivatives, directions, execute, higher, trees
 from .adjoint import pinned
+from .arena import give_back_adjoints, take_adjoints
 from .call import (
     Function,
     as_real,
@@ -52,6 +53,7 @@ class Program:
         self.decisions = Decisions()
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Program] = {}
+        self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
@@ -107,6 +109,7 @@ class Program:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._template, program._function = {}, None, None
+        program._chosen = {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -237,7 +240,7 @@ class Program:
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            totals = self._reverse([(output, np.ones(1))])
+            totals = self._reverse([(output, 1.0)])
             return self._read(), self._pick(self._cotangents(totals), argnums)
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
@@ -568,26 +571,29 @@ class Program:
 
     def _checked(self, leaves: Sequence[Any]) -> list[Any]:
         """Return the values of the inputs, None for other parts; all of them must fit."""
-        values = []
+        self._check_static(leaves)
+        return [
+            None if known is None else known.check(leaf)
+            for leaf, known in zip(leaves, self._inputs, strict=True)
+        ]
+
+    def _check_static(self, leaves: Sequence[Any]) -> None:
+        """Raise unless the arguments that are no inputs are what they were."""
         for leaf, static, known in zip(leaves, self._static, self._inputs, strict=True):
-            if known is not None:
-                values.append(known.check(leaf))
-                continue
-            values.append(None)
-            if not same_static(leaf, static):
+            if known is None and not same_static(leaf, static):
                 raise ValueError(
                     f"an argument that is part of the program was {static!r} when it was "
                     f"recorded, and is {leaf!r} now: record again, or let tg.function do it; only "
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
-        return values
 
     def _run(self, leaves: Sequence[Any]) -> None:
         tape = self.tape
         v = tape.arena.v.array
-        for known, value in zip(self._inputs, self._checked(leaves), strict=True):
+        self._check_static(leaves)
+        for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
-                v[known.cell : known.cell + known.size] = value.ravel()
+                known.put(leaf, v)
         tape.done = tape.done_cell = 0
         execute.evaluate(tape)
         changed = self.decisions.check(v)
@@ -609,17 +615,30 @@ class Program:
             )
         return self._outputs[0]
 
-    def _reverse(self, seeds: list[tuple[Output, Floats]]) -> dict[int, Floats]:
-        totals: dict[int, Floats] = {}
-        for output, cotangent in seeds:
-            if output.cells is None:
-                continue
-            for entry, adjoint in backward.sweep(
-                self.tape, output.cells, cotangent, recording=self._recording
-            ):
-                key = id(entry.leaf)
-                totals[key] = adjoint if key not in totals else totals[key] + adjoint
-        return totals
+    def _reverse(self, seeds: list[tuple[Output, Any]]) -> dict[int, Floats]:
+        """Sweep backward from outputs with their cotangents; return adjoints by leaf."""
+        tape = self.tape
+        column = take_adjoints(tape.flushed_cell)
+        g = column.array
+        clean = False
+        try:
+            for output, cotangent in seeds:
+                if isinstance(output.cells, (int, np.integer)):
+                    g[output.cells : output.cells + output.size] += cotangent
+                elif output.cells is not None:
+                    np.add.at(g, output.cells, cotangent)
+            execute.reverse(tape, g, tape.flushed_cell, loops=True)
+            totals = {
+                id(known.leaf): g[known.cell : known.cell + known.size].copy()
+                for known in self._inputs
+                if known is not None
+            }
+            for entry in tape.imports:
+                g[entry.cell : entry.cell + entry.size] = 0.0
+            clean = True
+            return totals
+        finally:
+            give_back_adjoints(column, clean)
 
     def _cotangents(self, totals: dict[int, Floats]) -> list[Any]:
         """Return the cotangent of each input, None for other parts."""
@@ -637,6 +656,10 @@ class Program:
 
     def _check_argnums(self, argnums: Any) -> list[int]:
         """Return the positions of the chosen arguments; one that is chosen alone is an input."""
+        key = argnums if isinstance(argnums, (int, tuple)) else None
+        known = None if isinstance(argnums, bool) else self._chosen.get(key)
+        if known is not None:
+            return known
         single = isinstance(argnums, (int, np.integer))
         chosen = positions_of(int(argnums) if single else list(argnums), self._count)
         if single and not self._numbers_at(chosen[0]):
@@ -644,6 +667,8 @@ class Program:
                 f"argument {chosen[0]} is a part of the program, not an input: only floats and "
                 f"arrays of floats have derivatives{at_caller()}"
             )
+        if key is not None:
+            self._chosen[key] = chosen
         return chosen
 
     def _numbers_at(self, position: int) -> list[int]:
