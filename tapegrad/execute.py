@@ -88,6 +88,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def compiles(family: str, work: int) -> bool:
+    """Whether the next `work` cells are for compiled kernels, which are then loaded."""
+    return kernels(family, work) is _compiled
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
@@ -250,7 +255,7 @@ def _pays(tape: Tape, start: int) -> bool:
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False
-    return kernels("regions", cells) is _compiled
+    return compiles("regions", cells)
 
 
 def _addresses(

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from .splice import Template, run_of
 from .storage import Floats, Tracked
 from .tape import Recording, Tape, recorder
 
+if TYPE_CHECKING:
+    from .batches import Map
+
 
 class Program:
     """A recorded function: it runs again, forward and backward, without running Python code.
@@ -55,6 +58,7 @@ class Program:
         self._gradients: dict[Any, Program] = {}
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self.lanes: dict[Any, Any] = {}  # `tapegrad.lanes.Lanes` or None, by what they compute
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
         self._count = len(args)
@@ -109,7 +113,7 @@ class Program:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._template, program._function = {}, None, None
-        program._chosen = {}
+        program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -171,7 +175,7 @@ class Program:
                 f"to record again; promote before{at_caller()}"
             )
         items = [choose(self.captured, one) for one in what]
-        args, kwargs = trees.unflatten(self._tree, self._example())
+        args, kwargs = self.example()
         values = [own(item._snapshot)[()] for item in items]
         return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
@@ -270,7 +274,7 @@ class Program:
         with self.lock:
             derived = self._gradients.get(key)
             if derived is None:
-                args, kwargs = trees.unflatten(self._tree, self._example())
+                args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
                 derived._name, derived._function = f"gradient of {self._name}", None
                 self._gradients[key] = derived
@@ -443,6 +447,25 @@ class Program:
         _, pull = self.gradient(argnums).vjp(*args[:-1], **kwargs)
         return pull(args[-1])[positions_of(argnums, self._count)[0]]
 
+    @functools.cached_property
+    def map(self) -> Map:
+        """The program over many samples at once: ``map(X)``, ``map.value_and_grad(X)``, ...
+
+        Arguments have an axis of samples more; see `tapegrad.batches.Map.__call__`.
+
+        Examples
+        --------
+        >>> import numpy as np, tapegrad as tg
+        >>> program = tg.record(lambda x: np.sin(x) * x, 1.0)
+        >>> program.map(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 0.84147098, 1.81859485])
+        >>> program.map.grad(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 1.38177329, 0.07700375])
+        """
+        from .batches import Map  # with the first batch
+
+        return Map.of(self)
+
     # -- on tracked values -----------------------------------------------------------------------
 
     def _splice(self, leaves: Sequence[Any]) -> list[Any]:
@@ -528,12 +551,30 @@ class Program:
             output.cells = int(renamed[output.cells]) if run else renamed[output.cells]
         self.decisions.rename(renamed)
 
-    def _example(self) -> list[Any]:
-        """Return the parts of arguments that take the way of this program."""
-        return [
-            static if known is None else known.leaf.value
-            for known, static in zip(self._inputs, self._static, strict=True)
-        ]
+    @property
+    def function(self) -> Function | None:
+        """What was recorded; None for a program that was loaded, or derived from another."""
+        return self._function
+
+    @property
+    def inputs(self) -> Sequence[Input | None]:
+        """The inputs, and None for each argument that is a part of the program."""
+        return self._inputs
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments that take the way of this program."""
+        args, kwargs = trees.unflatten(
+            self._tree,
+            [
+                static if known is None else known.leaf.value
+                for known, static in zip(self._inputs, self._static, strict=True)
+            ],
+        )
+        return tuple(args), kwargs
+
+    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless the arguments are of the structure and the shapes that were recorded."""
+        self._checked(self._leaves(args, kwargs))
 
     def array_input(self, argnum: int) -> Input:
         """Return the input that a positional argument is, which must be one array or number."""

@@ -38,6 +38,10 @@ ARITIES = np.array([ARITY.get(name, 0) for name in ROW_OF], np.uint8)
 _BASIC = tuple(kind in (0, UNARY) or ROW_OF[i - 1] != ROW_OF[i] for i, kind in enumerate(KINDS))
 
 
+class RegionTooLarge(ValueError):
+    """A region needs more rows than there are numbers for."""
+
+
 class Region:
     """A program over lanes. It is immutable; make one with `RegionBuilder`.
 
@@ -261,7 +265,7 @@ def allocated(
     plain = [x.tolist() for x in (op, a, b, c, ARITIES)]
     count, rows = allocate(*plain, fixed, kept.tolist(), last, row, free, code)
     if rows > 0xFFFF:
-        raise ValueError(f"a region of {rows} rows: cut it, it may have 65535 at most")
+        raise RegionTooLarge(f"a region of {rows} rows: cut it, it may have 65535 at most")
     return code[:count].astype(np.uint16), row, rows
 
 
