@@ -35,6 +35,7 @@ from .program import record_program as record
 from .progress import progress
 from .sparsity import sparse_jacobian
 from .threads import get_num_threads, set_num_threads
+from .vmap import vmap
 
 __version__ = "0.1.0.dev0"
 
@@ -82,5 +83,6 @@ __all__ = [
     "stop_gradient",
     "value_and_grad",
     "vjp",
+    "vmap",
     "zeros",
 ]

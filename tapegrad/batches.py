@@ -75,10 +75,10 @@ class Task:
             return None
         if self.name in ("jacobian", "hessian"):
             args, _ = program.example()
-            rows = sum([output.size for output in program._outputs])
+            rows = sum([output.size for output in program.outputs])
             if self.name == "hessian":
                 rows = np.size(args[self.argnums]) if isinstance(self.argnums, int) else rows
-            if len(program._outputs) != 1 or rows * len(program) > _DERIVED_CELLS:
+            if len(program.outputs) != 1 or rows * len(program) > _DERIVED_CELLS:
                 return None
         args, kwargs = program.example()
         vectors = [np.ones(np.shape(args[self.argnums]))[()] for _ in range(self.vectors)]

@@ -61,12 +61,12 @@ class Lanes:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.tree = program._out_tree
-        outputs = program._outputs
+        self.tree = program.out_tree
+        outputs = program.outputs
         self.shapes = [output.shape for output in outputs]
         self.dtypes = [np.dtype(output.dtype) for output in outputs]
         self.constants = [output.constant if output.cells is None else None for output in outputs]
-        known = [(i, place) for i, place in enumerate(program._inputs) if place is not None]
+        known = [(i, place) for i, place in enumerate(program.inputs) if place is not None]
         self.numbers = [i for i, _ in known]
         self._places = [(place.cell, place.size) for _, place in known]
         self._shapes = [place.shape for _, place in known]
@@ -86,7 +86,7 @@ class Lanes:
         if looks:
             found = [values.value(cell) for cell in self.cells.tolist()]
         else:
-            cells = [o.flat_cells().tolist() for o in program._outputs if o.cells is not None]
+            cells = [o.flat_cells().tolist() for o in program.outputs if o.cells is not None]
             found = [values.value(cell) for part in cells for cell in part]
             if self.decided:
                 found.append(self._agreement(build, values))

@@ -561,6 +561,16 @@ class Program:
         """The inputs, and None for each argument that is a part of the program."""
         return self._inputs
 
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The parts of the result."""
+        return self._outputs
+
+    @property
+    def out_tree(self) -> trees.TreeDef:
+        """The structure of the result."""
+        return self._out_tree
+
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return arguments that take the way of this program."""
         args, kwargs = trees.unflatten(

@@ -64,6 +64,10 @@ class Samples:
         """Whether any part is a tracked value."""
         return any([isinstance(part, Tracked) for part in self.parts])
 
+    def detach(self) -> None:
+        """Take the values of tracked parts, whose derivatives nobody wants."""
+        self.parts = [x.value if isinstance(x, Tracked) else x for x in self.parts]  # type: ignore[attr-defined]
+
     @property
     def fixed(self) -> list[int]:
         """Parts that differ from sample to sample and are no inputs: integers, booleans."""
