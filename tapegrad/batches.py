@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-
 from . import results, trees
 from .decisions import Decision
 from .errors import ControlFlowChanged, at_caller
@@ -47,7 +46,7 @@ class Task:
 
     def __init__(self, name: str, argnums: Any = 0) -> None:
         self.name = name
-        self.argnums = argnums if isinstance(argnums, (int, np.integer)) else tuple(argnums)
+        self.argnums: Any = argnums if isinstance(argnums, (int, np.integer)) else tuple(argnums)
         self.vectors = int(name == "hvp")  # arguments that are not the program's
 
     def __call__(self, program: Program, *args: Any, **kwargs: Any) -> Any:
@@ -154,8 +153,8 @@ class Batch:
             return
         rows = [np.ascontiguousarray(samples.parts[i]).reshape(samples.n, -1) for i in fixed]
         kinds = [row.view(np.uint8).reshape(samples.n, -1) for row in rows]
-        keys = np.ascontiguousarray(np.concatenate(kinds, axis=1))
-        keys = keys.view(np.dtype((np.void, keys.shape[1]))).ravel()
+        bytes_ = np.ascontiguousarray(np.concatenate(kinds, axis=1))
+        keys = bytes_.view(np.dtype((np.void, bytes_.shape[1]))).ravel()
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
         for j, one in enumerate(first.tolist()):
             yield np.flatnonzero(group == j), self._root_for(one)
@@ -354,7 +353,9 @@ class Batch:
         try:
             found = trees.flatten_like(tree, self._out)
         except ValueError as error:
-            raise ValueError(f"out must have the result's structure: {error}{at_caller()}") from None
+            raise ValueError(
+                f"out must have the result's structure: {error}{at_caller()}"
+            ) from None
         for target, shape, dtype in zip(found, shapes, dtypes, strict=True):
             if not isinstance(target, np.ndarray):
                 raise TypeError(f"out holds a {type(target).__name__}, not an array{at_caller()}")
@@ -466,9 +467,7 @@ class Map:
         """
         return self._run(Task("value"), args, options)
 
-    def value_and_grad(
-        self, *args: Any, argnums: int | Sequence[int] = 0, **options: Any
-    ) -> Any:
+    def value_and_grad(self, *args: Any, argnums: int | Sequence[int] = 0, **options: Any) -> Any:
         """Return values and gradients of many samples; see `Program.value_and_grad`.
 
         Examples

@@ -131,7 +131,8 @@ class FunctionOfPrograms:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], use: Callable[[Program], Any]
     ) -> Any:
         """Return ``use(program)`` for the program that takes the way of these arguments."""
-        root = way = self.way(args, kwargs)
+        root = self.way(args, kwargs)
+        way: Way | None = root
         depth = 0
         while way is not None:
             program = way.program
@@ -139,7 +140,9 @@ class FunctionOfPrograms:
                 return use(program)
             except ControlFlowChanged as error:
                 # Follow the decisions that hold to the one that differs, and turn off there.
-                held = [decision.outcome for decision in program.decisions.all[depth : error.number]]
+                held = [
+                    decision.outcome for decision in program.decisions.all[depth : error.number]
+                ]
                 way = way.follow([*held, error.outcome])
                 depth = error.number + 1
         program = self.record(args, kwargs)

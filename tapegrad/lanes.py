@@ -64,7 +64,10 @@ class Lanes:
         self.tree = program.out_tree
         outputs = program.outputs
         self.shapes = [output.shape for output in outputs]
-        self.dtypes = [np.dtype(output.dtype) for output in outputs]
+        self.dtypes = [
+            np.dtype(output.dtype) if output.cells is not None else _dtype_of(output.constant)
+            for output in outputs
+        ]
         self.constants = [output.constant if output.cells is None else None for output in outputs]
         known = [(i, place) for i, place in enumerate(program.inputs) if place is not None]
         self.numbers = [i for i, _ in known]
@@ -184,6 +187,11 @@ class Lanes:
             buffers.append(flat)
             layout.append((steps[0] if is_mapped else 0, *steps[1:]))
         return buffers, tuple(layout)
+
+
+def _dtype_of(constant: Any) -> np.dtype[Any]:
+    dtype = np.asarray(constant).dtype
+    return np.dtype(np.float64) if isinstance(constant, int) else dtype
 
 
 def _flat(values: Array) -> tuple[Array, tuple[int, ...]]:

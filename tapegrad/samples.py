@@ -54,7 +54,10 @@ class Samples:
         if len(self.parts) < len(program.inputs):
             return  # they do not fit, which the program is going to say
         named = self.tree.children[1].n_leaves
-        places = [*range(len(program.inputs) - named), *range(len(self.parts) - named, len(self.parts))]
+        places = [
+            *range(len(program.inputs) - named),
+            *range(len(self.parts) - named, len(self.parts)),
+        ]
         for i, known in zip(places, program.inputs, strict=True):
             if known is not None:
                 self.kinds[i] = known.dtype
@@ -125,7 +128,8 @@ def _leading(part: Any, axis: int, name: str) -> Any:
     if isinstance(part, np.ndarray) and part.dtype.kind not in "fiub":
         hint = "; rows of different lengths make no batch" if part.dtype.kind == "O" else ""
         raise TypeError(f"{name} is an array of dtype {part.dtype}{hint}{at_caller()}")
-    ndim = np.ndim(part) if not isinstance(part, Tracked) else len(np.shape(part))
+    shape: tuple[int, ...] = getattr(part, "shape", ())
+    ndim = len(shape)
     if not -ndim <= axis < ndim:
         what = "is a single number, without axes" if not ndim else f"has {ndim} axes"
         raise ValueError(
@@ -184,5 +188,3 @@ def spread(entry: Axes, tree: trees.TreeDef, name: str) -> list[int | None]:
     for key, child, part in zip(tree.keys, tree.children, children, strict=True):
         axes += spread(part, child, f"{name}[{key!r}]")
     return axes
-
-

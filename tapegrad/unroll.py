@@ -58,9 +58,10 @@ def can_unroll(tape: Tape) -> bool:
     from .ops.structural import STRUCTURAL  # loaded with the first structural operation
 
     for call in tape.hosts:
-        if STRUCTURAL.get(call.row.name) is not call.row or call.row.name not in _BY_ELEMENT:
+        name = call.row.name
+        if STRUCTURAL.get(name) is not call.row or name not in _BY_ELEMENT:
             return False
-        if call.row.name == "matmul" and _products(call) > MAX_PRODUCTS:
+        if name == "matmul" and _products(call) > MAX_PRODUCTS:
             return False
     return True
 
@@ -104,9 +105,7 @@ class Unrolled:
         self._values: list[Value] = [None] * tape.flushed_cell
         self._known = bytearray(tape.flushed_cell)
         self._input: dict[int, tuple[int, int]] = {
-            cell + j: (number, j)
-            for number, (cell, size) in enumerate(inputs)
-            for j in range(size)
+            cell + j: (number, j) for number, (cell, size) in enumerate(inputs) for j in range(size)
         }
         self._constants: dict[bytes, Value] = {}
         self._walk()

@@ -113,7 +113,9 @@ class Vmap:
             return self._called(samples, indices, ways)
         arrays = _Arrays(samples, indices, program)
         which = arrays.agreeing()
-        if not which.size or which[0] != 0:  # the first does not agree with itself, to the last digit
+        if (
+            not which.size or which[0] != 0
+        ):  # the first does not agree with itself, to the last digit
             return self._called(samples, indices[:1], ways)
         if which.size < indices.size:
             arrays = _Arrays(samples, indices[which], program)
