@@ -13,6 +13,7 @@ def constants() -> str:
     lines += [
         f"HEADER_BYTES = {8 * words.HEADER_WORDS}",
         f"WINDOW_BYTES = {8 * words.WINDOW_WORDS}",
+        f"PAD = {words.PAD}  # bytes between rows, lest they meet in one place of the cache",
     ]
     # A window and a region have no word of the same name.
     assert not set(words.HEADER) & set(words.WINDOW)
@@ -202,7 +203,7 @@ def clear(d, w, buffers):
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
-    pitch = 8 * block
+    pitch = 8 * block + PAD
     for r in range(word(d, ROWS)):
         write_i64(rows + 8 * r, first + r * pitch)
     lanes = min(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
@@ -235,7 +236,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
 @helper
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
-    pitch = 8 * word(d, BLOCK)
+    pitch = 8 * word(d, BLOCK) + PAD
     padded = (lanes + WIDTH - 1) // WIDTH * WIDTH
     w = d + HEADER_BYTES
     for _ in range(word(d, INPUTS)):
@@ -263,7 +264,7 @@ def owned(d, w, lane, lanes, stop):
 @helper
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
-    pitch = 8 * word(d, BLOCK)
+    pitch = 8 * word(d, BLOCK) + PAD
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         if word(w, PLACED):
@@ -289,6 +290,9 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         if kind == FLAT:
             if adds:
                 add(flat, row, lanes)
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+                for m in range(0, 8 * lanes, VECTOR):
+                    simd.store_streaming(flat + m, load(row + m))
             elif row != flat:
                 copy(flat, row, lanes)
         elif kind == SUM:
@@ -324,7 +328,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
 
 
 @helper
-def chunk(d, buffers, c, scratch):
+def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
     stop = min(word(d, SIZE), start + word(d, CHUNK))
@@ -335,7 +339,7 @@ def chunk(d, buffers, c, scratch):
         lanes = min(word(d, BLOCK), stop - lane)
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
-        block(word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        call_native(blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
         carry_out(d, buffers, c, lane, lanes, stop, scratch)
         lane += lanes
 
@@ -391,7 +395,7 @@ def finish(d, buffers):
 
 
 @kernel
-def run(d, buffers, first, stop, whole, scratch):
+def run(d, buffers, first, stop, whole, scratch, blocks):
     """Run the chunks from `first` to `stop` of a region.
 
     Parameters
@@ -407,19 +411,25 @@ def run(d, buffers, first, stop, whole, scratch):
         chunks 0 to 0 with 2, and the last one for none with 4.
     scratch : int
         Address of room for the rows of a block.
+    blocks : int
+        Address of `block`, compiled.
     """
     if whole & 3:
         prepare(d, buffers)
     for c in range(first, stop):
-        chunk(d, buffers, c, scratch)
+        chunk(d, buffers, c, scratch, blocks)
     if whole & 5:
         finish(d, buffers)
 
 
-SIGNATURES = {"run": "void(int64, int64, int64, int64, int64, int64)"}
+SIGNATURES = {
+    "block": "void(int64, int64, int64, int64)",
+    "run": "void(int64, int64, int64, int64, int64, int64, int64)",
+}
 
 
-def compile_all() -> None:
-    """Compile the executor, or load it from the cache."""
+def compile_all() -> int:
+    """Compile the executor, or load it from the cache; return the address that `run` asks for."""
     run.compile(SIGNATURES["run"])
+    return native(block, SIGNATURES["block"])
 '''
