@@ -96,7 +96,7 @@ class Lanes:
         for value in found:
             build.output(value, buffer, (0,))
             buffer += 1
-        return build.finish()
+        return build.fuse().finish()
 
     def _agreement(self, build: RegionBuilder, values: Unrolled) -> int:
         """Return the value that says whether all decisions are those that were recorded."""
