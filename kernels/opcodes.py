@@ -147,6 +147,13 @@ ADJOINT_MULTIPLY_KX = 138
 ADJOINT_DIVIDE = 139
 ADJOINT_DIVIDE_XK = 140
 ADJOINT_DIVIDE_KX = 141
+MULTIPLY_ADD = 142
+MULTIPLY_SUBTRACT = 143
+SUBTRACT_PRODUCT = 144
+MULTIPLY_THRICE = 145
+NEGATIVE_PRODUCT = 146
+NEGATIVE_PRODUCT_XK = 147
+NEGATIVE_PRODUCT_KX = 148
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -294,6 +301,13 @@ NAMES: tuple[str, ...] = (
     "ADJOINT_DIVIDE",
     "ADJOINT_DIVIDE_XK",
     "ADJOINT_DIVIDE_KX",
+    "MULTIPLY_ADD",
+    "MULTIPLY_SUBTRACT",
+    "SUBTRACT_PRODUCT",
+    "MULTIPLY_THRICE",
+    "NEGATIVE_PRODUCT",
+    "NEGATIVE_PRODUCT_XK",
+    "NEGATIVE_PRODUCT_KX",
 )
 """Names by opcode."""
 
@@ -440,6 +454,13 @@ ROW_OF: tuple[str, ...] = (
     "adjoint_divide",
     "adjoint_divide",
     "adjoint_divide",
+    "multiply_add",
+    "multiply_subtract",
+    "subtract_product",
+    "multiply_thrice",
+    "negative_product",
+    "negative_product",
+    "negative_product",
 )
 """Row names by opcode."""
 
@@ -587,6 +608,13 @@ KINDS: tuple[int, ...] = (
     2,
     3,
     4,
+    5,
+    5,
+    5,
+    5,
+    2,
+    3,
+    4,
 )
 """Kinds by opcode; 0 is structural."""
 
@@ -685,6 +713,11 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "sinc_derivative": (135, -1, -1),
     "adjoint_multiply": (136, 137, 138),
     "adjoint_divide": (139, 140, 141),
+    "multiply_add": (142, -1, -1),
+    "multiply_subtract": (143, -1, -1),
+    "subtract_product": (144, -1, -1),
+    "multiply_thrice": (145, -1, -1),
+    "negative_product": (146, 147, 148),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -783,6 +816,11 @@ ARITY: dict[str, int] = {
     "sinc_derivative": 2,
     "adjoint_multiply": 2,
     "adjoint_divide": 2,
+    "multiply_add": 3,
+    "multiply_subtract": 3,
+    "subtract_product": 3,
+    "multiply_thrice": 3,
+    "negative_product": 2,
 }
 """Row to its number of operands."""
 

@@ -35,8 +35,10 @@ from .higher import hessian, hvp, jvp, linearize
 from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
+from .progress import progress
 from .sparsity import sparse_jacobian
 from .threads import get_num_threads, set_num_threads
+from .vmap import vmap
 
 __version__ = "0.1.0.dev0"
 
@@ -79,6 +81,7 @@ __all__ = [
     "load",
     "no_grad",
     "ones",
+    "progress",
     "record",
     "set_num_threads",
     "sparse_jacobian",
@@ -86,5 +89,6 @@ __all__ = [
     "stop_gradient",
     "value_and_grad",
     "vjp",
+    "vmap",
     "zeros",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -27,6 +27,19 @@ from .storage import Floats, Tracked, TrackedArray, TrackedScalar
 from .tape import Tape
 
 Outcome = Any
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        *(np.all, np.any, np.argmax, np.argmin, np.argsort, np.argpartition, np.argwhere),
+        *(np.nonzero, np.flatnonzero, np.count_nonzero, np.searchsorted, np.digitize),
+        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isneginf, np.isposinf),
+    )
+}
+"""NumPy's functions whose answers are decisions, by the names that files know them by."""
+
+BROADCASTING = (np.isclose, np.allclose, np.array_equiv)
+"""Those of them that compute with their operands broadcast together."""
 
 
 class Decision:
@@ -69,7 +82,7 @@ class Decisions:
         self._expected = Pool(np.float64)
         self._starts: list[int] = []  # of each decision on values in `_cells`
         self._numbers: list[int] = []  # and which one of `all` it is
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
 
     def __len__(self) -> int:
         return len(self.all)
@@ -91,7 +104,9 @@ class Decisions:
         self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, outcome: Any
     ) -> None:
         """Note that a function of values, such as ``np.argmax``, was answered."""
-        self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
+        leaves, tree = trees.flatten((list(args), dict(kwargs)))
+        places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
+        self._calls.append(Call(function, tree, places, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
 
     def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
@@ -103,6 +118,56 @@ class Decisions:
         self._numbers += [before + number for number in other._numbers]
         self._calls += [call.moved(to, before) for call in other._calls]
         self.all += other.all
+
+    @property
+    def by_functions(self) -> bool:
+        """Whether functions of values, such as ``np.argmax``, took some of the decisions."""
+        return bool(self._calls)
+
+    def begin_with(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether the first decisions came out like this."""
+        pairs = zip(self.all, outcomes, strict=False)
+        return len(self) >= len(outcomes) and all(same_outcome(d.outcome, x) for d, x in pairs)
+
+    @property
+    def key(self) -> int:
+        """A number that tells ways through the code apart."""
+        return hash(tuple([answer_key(decision.outcome) for decision in self.all]))
+
+    def looks(self) -> tuple[Any, Any]:
+        """Return the cells that were looked at, and what was seen."""
+        return self._cells.array().astype(np.int64), self._expected.array()
+
+    def grouped(self, seen: Floats) -> Iterator[tuple[int, Outcome, Any]]:
+        """Yield the samples that decide otherwise, those with the same answer together.
+
+        Parameters
+        ----------
+        seen : ndarray of shape (cells, samples)
+            The values of the cells of `looks`.
+
+        Yields
+        ------
+        number, outcome, samples
+            The first decision that differs, the answer, and an array of the samples that give it.
+        """
+        expected = self._expected.array()[:, None]
+        differs = (seen != expected) & ~(np.isnan(seen) & np.isnan(expected))
+        wrong = np.flatnonzero(differs.any(axis=0))
+        starts = np.array(self._starts)
+        at = np.searchsorted(starts, differs[:, wrong].argmax(axis=0), "right") - 1
+        for i in np.unique(at).tolist():
+            samples = wrong[at == i]
+            stop = self._starts[i + 1] if i + 1 < len(starts) else len(seen)
+            answers = seen[starts[i] : stop, samples].T + 0.0  # -0.0 is 0.0, and nans are one nan
+            answers[np.isnan(answers)] = np.nan
+            rows = np.ascontiguousarray(answers).view(np.dtype((np.void, 8 * answers.shape[1])))
+            _, first, group = np.unique(rows.ravel(), return_index=True, return_inverse=True)
+            number = self._numbers[i]
+            recorded = np.asarray(self.all[number].outcome)
+            for j, one in enumerate(first.tolist()):
+                outcome = answers[one].reshape(recorded.shape).astype(recorded.dtype)[()]
+                yield number, outcome, samples[group == j]
 
     def operands(self) -> list[HostOperand]:
         """Return where functions of values find their arguments."""
@@ -122,33 +187,43 @@ class Decisions:
         for call in self._calls:
             call.rename(to)
 
-    def to_parts(self) -> tuple[list[Any], Any, Any, Any]:
-        """Return what a file keeps: places in the code, which each decision is of, cells, answers.
+    def to_parts(self) -> tuple[list[Any], Any, Any, Any, list[Any]]:
+        """Return what a file keeps.
+
+        That is: sites in the code (for answers of functions, without a dtype), which of them each
+        decision is of, the cells looked at, their values, and the functions that answered.
 
         Raises
         ------
         TypeError
-            Where a function of values, such as ``np.argmax``, decided.
+            Where a function decided that files do not know.
         """
-        if self._calls:
-            decision = self.all[self._calls[0].number]
-            raise TypeError(
-                f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
-                f"{decision.line} decided what was recorded, and such a decision has no place in a "
-                "file; compare the values by >, < or == instead"
-            )
+        answered = {call.number for call in self._calls}
         sites: dict[Any, int] = {}
         numbers = np.zeros(len(self.all), np.uint32)
         for i, decision in enumerate(self.all):
-            outcome = np.asarray(decision.outcome)
             place = decision.what, os.path.basename(decision.file), decision.line
-            site = (*place, outcome.dtype.name, outcome.shape)
+            outcome = np.zeros(()) if i in answered else np.asarray(decision.outcome)
+            dtype = None if i in answered else outcome.dtype.name
+            site = (*place, dtype, outcome.shape)
             numbers[i] = sites.setdefault(site, len(sites))
-        return list(sites), numbers, self._cells.array(), self._expected.array()
+        for call in self._calls:
+            if FUNCTIONS.get(call.function.__name__) is not call.function:
+                decision = self.all[call.number]
+                raise TypeError(
+                    f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
+                    f"{decision.line} decided what was recorded, and files do not know this "
+                    "function; compare the values by >, < or == instead"
+                )
+        return list(sites), numbers, self._cells.array(), self._expected.array(), self._calls
 
     @classmethod
-    def from_parts(cls, sites: list[Any], numbers: Any, cells: Any, expected: Any) -> Decisions:
+    def from_parts(
+        cls, sites: list[Any], numbers: Any, cells: Any, expected: Any, calls: list[Any]
+    ) -> Decisions:
         """Return the decisions that `to_parts` took apart.
+
+        `calls` are pairs of a call and its answer, whose numbers are given here.
 
         Raises
         ------
@@ -157,9 +232,17 @@ class Decisions:
         """
         if cells.size != expected.size or (numbers.size and int(numbers.max()) >= len(sites)):
             raise ValueError("their parts are of different lengths")
-        new, start = cls(), 0
+        new, start, answers = cls(), 0, iter(calls)
         for number in numbers.tolist():
             what, file, line, dtype, shape = sites[number]
+            if dtype is None:
+                call, outcome = next(answers, (None, None))
+                if call is None:
+                    raise ValueError("fewer functions answered than decisions say")
+                call.number = len(new.all)
+                new._calls.append(call)
+                new.all.append(Decision(what, outcome, (file, line)))
+                continue
             stop = start + prod(shape)
             if stop > expected.size:
                 raise ValueError("they look at more cells than there are")
@@ -169,7 +252,7 @@ class Decisions:
             new._numbers.append(len(new.all))
             new.all.append(Decision(what, outcome, (file, line)))
             start = stop
-        if start != cells.size:
+        if start != cells.size or next(answers, None) is not None:
             raise ValueError("they look at fewer cells than there are")
         new._cells.extend(cells)
         new._expected.extend(expected)
@@ -177,6 +260,8 @@ class Decisions:
 
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
+        if not self.all:
+            return None
         found: tuple[int, Outcome] | None = None
         expected, actual = self._expected.array(), v[self._cells.array()]
         same = actual == expected
@@ -192,24 +277,38 @@ class Decisions:
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
-            outcome = call.answer(v)
+            try:
+                outcome = call.answer(v)
+            except (ValueError, TypeError, IndexError) as error:  # for the values that came now
+                return call.number, error
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
 
 
-class _Call:
-    """A function of values that was asked for a decision, and where its arguments are."""
+class Call:
+    """A function of values that was asked for a decision, and where its arguments are.
 
-    __slots__ = ("_tree", "function", "number", "places")
+    Attributes
+    ----------
+    function : callable
+    tree : TreeDef
+        Structure of the list of arguments and the dict of keyword arguments.
+    places : list
+        Their parts: a HostOperand, or a constant.
+    number : int
+        Which decision it is.
+    """
+
+    __slots__ = ("function", "number", "places", "tree")
 
     def __init__(
-        self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, number: int
+        self, function: Callable[..., Any], tree: trees.TreeDef, places: list[Any], number: int
     ) -> None:
         self.function = function
+        self.tree = tree
+        self.places = places
         self.number = number
-        leaves, self._tree = trees.flatten((list(args), dict(kwargs)))
-        self.places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
 
     def anchors(self) -> list[int]:
         """Return cells of all instructions that the arguments come from."""
@@ -222,7 +321,7 @@ class _Call:
             moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self.places
         ]
 
-    def moved(self, to: np.ndarray[Any, Any], before: int) -> _Call:
+    def moved(self, to: np.ndarray[Any, Any], before: int) -> Call:
         """Return a copy for another tape, where `before` decisions were taken before these."""
         new = copy.copy(self)
         new.rename(to)
@@ -232,7 +331,7 @@ class _Call:
     def answer(self, v: Floats) -> Outcome:
         """Ask again, with other values."""
         leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self.places]
-        args, kwargs = trees.unflatten(self._tree, leaves)
+        args, kwargs = trees.unflatten(self.tree, leaves)
         with np.errstate(all="ignore"):
             return self.function(*args, **kwargs)
 
@@ -255,6 +354,16 @@ def same_outcome(one: Outcome, other: Outcome) -> bool:
     return _equal(one, other)
 
 
+def answer_key(outcome: Outcome) -> Any:
+    """Return a hashable form of a decision's outcome; all nans are one."""
+    if isinstance(outcome, tuple):
+        return tuple([answer_key(part) for part in outcome])
+    array = np.asarray(outcome)
+    if array.dtype.kind in "biu":
+        array = array.astype(np.float64)
+    return array.shape, tuple(["nan" if x != x else x for x in array.ravel().tolist()])
+
+
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
@@ -263,6 +372,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _say(outcome: Outcome) -> str:
+    if isinstance(outcome, Exception):
+        return f"an error ({outcome})"
     value = np.asarray(outcome) if not isinstance(outcome, tuple) else None
     if value is None or value.size > 6:
         return "another selection" if value is None else f"an array of shape {value.shape}"

@@ -11,6 +11,7 @@ Directions come in chunks of `width`, so that memory stays a small multiple of t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,8 @@ def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats
                     np.add.at(g.reshape(-1), cells.astype(np.int64)[i] * m + j, rows[i, j])
                     stop = int(cells.max()) + 1
                 top = max(top, stop)
-            _reverse(tape, g, top)
+            with execute.watching.sweeps or nullcontext():
+                _reverse(tape, g, top)
             found = []
             for entry in tape.imports:
                 part = g[entry.cell : entry.cell + entry.size]
@@ -133,7 +135,7 @@ def _reverse(tape: Tape, g: Floats, top: int) -> None:
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     m = g.shape[1]
     position, cell = execute.first_block_above(tape, top)
-    lane = -1
+    lane, first, sweeps = -1, position, execute.watching.sweeps
     while position > 0:
         if op[position - 1] == HOST:
             size = int(b[position - 1])
@@ -145,6 +147,8 @@ def _reverse(tape: Tape, g: Floats, top: int) -> None:
             position, cell, lane = run.vector_reverse(
                 op, a, b, d, x, k, v, g, position, 0, cell, lane, limit
             )
+        if sweeps:
+            sweeps.moved("backward", first - position, first)
 
 
 def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> None:
@@ -287,7 +291,8 @@ def _tangents_of_one(
             given = passed.get(entry) if entry.leaf is None else seeds.get(id(entry.leaf))
             t[entry.cell : entry.cell + entry.size] = 0.0 if given is None else given
         top = max([int(cells.max()) + 1 for _, cells in wanted if cells.size], default=0)
-        _forward(tape, t, top)
+        with execute.watching.sweeps or nullcontext():
+            _forward(tape, t, top)
         return {key: t[cells] for key, cells in wanted}
 
 
@@ -299,6 +304,7 @@ def _forward(tape: Tape, t: Floats, top: int) -> None:
     m = t.shape[1]
     n, stop_cell = execute.first_block_above(tape, top)
     position = cell = lane = 0
+    sweeps = execute.watching.sweeps
     while position < n:
         if op[position] == HOST:
             size = int(b[position])
@@ -310,6 +316,8 @@ def _forward(tape: Tape, t: Floats, top: int) -> None:
             position, cell, lane = run.vector_forward(
                 op, a, b, d, x, k, v, t, position, n, cell, lane, limit
             )
+        if sweeps:
+            sweeps.moved("forward", position, n)
 
 
 def _host_tangents(call: Any, v: Floats, t: Floats, cell: int, size: int) -> None:

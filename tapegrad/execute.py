@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +88,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def compiles(family: str, work: int) -> bool:
+    """Whether the next `work` cells are for compiled kernels, which are then loaded."""
+    return kernels(family, work) is _compiled
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
@@ -150,8 +155,22 @@ def evaluate(tape: Tape) -> None:
             _timed(tape, _forward, tape)
 
 
+class _Watching(threading.local):
+    """What this thread's sweeps report to: a `tapegrad.progress.Sweeps`, where it is wanted."""
+
+    sweeps: Any = None
+
+
+watching = _Watching()
+
+
 def _timed(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     """Run a sweep; that of a program counts towards the compilation of its loops."""
+    with watching.sweeps or nullcontext():
+        _counted(tape, sweep, *args)
+
+
+def _counted(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     if tape.replays is None:
         sweep(*args)
     else:
@@ -199,7 +218,7 @@ def _forward_one_by_one(tape: Tape) -> None:
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     n, position, cell, lane = tape.n, tape.done, tape.done_cell, 0
-    loops = _loops(tape)
+    loops, sweeps = _loops(tape), watching.sweeps
     while position < n:
         kind = op[position]
         if kind == LANES:
@@ -222,6 +241,8 @@ def _forward_one_by_one(tape: Tape) -> None:
             stop = loops.next_start(position, stop) if loops else stop
             position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
         tape.done, tape.done_cell = position, cell
+        if sweeps:
+            sweeps.moved("forward", position, n)
 
 
 # -- by regions ------------------------------------------------------------------------------------
@@ -234,7 +255,7 @@ def _pays(tape: Tape, start: int) -> bool:
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False
-    return kernels("regions", cells) is _compiled
+    return compiles("regions", cells)
 
 
 def _addresses(
@@ -417,7 +438,7 @@ def _reverse_one_by_one(
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    lane = -1
+    lane, first, sweeps = -1, position, watching.sweeps
     while position > bottom:
         kind = op[position - 1]
         if kind == LANES:
@@ -436,6 +457,8 @@ def _reverse_one_by_one(
             stop = max(bottom, position - run.slice)
             stop = loops.previous_stop(position, stop) if loops else stop
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
+        if sweeps:
+            sweeps.moved("backward", first - position, first - bottom)
 
 
 def first_block_above(tape: Tape, top: int) -> tuple[int, int]:

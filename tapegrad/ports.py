@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,24 @@ class Input:
             )
         return values
 
+    def put(self, value: Any, v: Floats) -> None:
+        """Put another value, which must not be tracked, in the input's place."""
+        if type(value) is float and not self.shape:
+            v[self.cell] = value  # without an ndarray in between: a replay can be that short
+        else:
+            v[self.cell : self.cell + self.size] = self.check(value).ravel()
+
 
 class Output:
     """One number or array of the result: its cells, or a constant."""
 
-    __slots__ = ("cells", "constant", "dtype", "shape")
+    __slots__ = ("cells", "constant", "dtype", "shape", "size")
 
     def __init__(self, value: Any) -> None:
         self.cells: Any = None
         self.constant: Any = None
         self.shape, self.dtype = np.shape(value), getattr(value, "dtype", FLOAT64)
+        self.size = prod(self.shape)
         if isinstance(value, Tracked):
             tape, cells = backward.place_of(value)
             if tape is recorder.tape:
@@ -63,11 +72,6 @@ class Output:
                 return
             value = value.value  # type: ignore[attr-defined]
         self.constant = own(value)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape))
 
     def flat_cells(self) -> Any:
         """Return its cells, flat."""
@@ -89,6 +93,8 @@ class Output:
         if self.cells is None:
             return own(self.constant)
         if isinstance(self.cells, (int, np.integer)):
+            if not self.shape and self.dtype == FLOAT64:
+                return v.item(self.cells)
             values = v[self.cells : self.cells + self.size]
         else:
             values = v[self.cells]

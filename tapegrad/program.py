@@ -6,12 +6,13 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import backward, derivatives, directions, execute, higher, trees
 from .adjoint import pinned
+from .arena import give_back_adjoints, take_adjoints
 from .call import (
     Function,
     as_real,
@@ -31,6 +32,9 @@ from .simplify import simplify
 from .splice import Template, run_of
 from .storage import Floats, Tracked
 from .tape import Recording, Tape, recorder
+
+if TYPE_CHECKING:
+    from .batches import Map
 
 
 class Program:
@@ -52,7 +56,9 @@ class Program:
         self.decisions = Decisions()
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Program] = {}
+        self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self.lanes: dict[Any, Any] = {}  # `tapegrad.lanes.Lanes` or None, by what they compute
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
         self._count = len(args)
@@ -107,6 +113,7 @@ class Program:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._template, program._function = {}, None, None
+        program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -168,7 +175,7 @@ class Program:
                 f"to record again; promote before{at_caller()}"
             )
         items = [choose(self.captured, one) for one in what]
-        args, kwargs = trees.unflatten(self._tree, self._example())
+        args, kwargs = self.example()
         values = [own(item._snapshot)[()] for item in items]
         return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
@@ -270,7 +277,7 @@ class Program:
         with self.lock:
             derived = self._gradients.get(key)
             if derived is None:
-                args, kwargs = trees.unflatten(self._tree, self._example())
+                args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
                 derived._name, derived._function = f"gradient of {self._name}", None
                 self._gradients[key] = derived
@@ -443,6 +450,25 @@ class Program:
         _, pull = self.gradient(argnums).vjp(*args[:-1], **kwargs)
         return pull(args[-1])[positions_of(argnums, self._count)[0]]
 
+    @functools.cached_property
+    def map(self) -> Map:
+        """The program over many samples at once: ``map(X)``, ``map.value_and_grad(X)``, ...
+
+        Arguments have an axis of samples more; see `tapegrad.batches.Map.__call__`.
+
+        Examples
+        --------
+        >>> import numpy as np, tapegrad as tg
+        >>> program = tg.record(lambda x: np.sin(x) * x, 1.0)
+        >>> program.map(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 0.84147098, 1.81859485])
+        >>> program.map.grad(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 1.38177329, 0.07700375])
+        """
+        from .batches import Map  # with the first batch
+
+        return Map.of(self)
+
     # -- on tracked values -----------------------------------------------------------------------
 
     def _splice(self, leaves: Sequence[Any]) -> list[Any]:
@@ -528,12 +554,40 @@ class Program:
             output.cells = int(renamed[output.cells]) if run else renamed[output.cells]
         self.decisions.rename(renamed)
 
-    def _example(self) -> list[Any]:
-        """Return the parts of arguments that take the way of this program."""
-        return [
-            static if known is None else known.leaf.value
-            for known, static in zip(self._inputs, self._static, strict=True)
-        ]
+    @property
+    def function(self) -> Function | None:
+        """What was recorded; None for a program that was loaded, or derived from another."""
+        return self._function
+
+    @property
+    def inputs(self) -> Sequence[Input | None]:
+        """The inputs, and None for each argument that is a part of the program."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The parts of the result."""
+        return self._outputs
+
+    @property
+    def out_tree(self) -> trees.TreeDef:
+        """The structure of the result."""
+        return self._out_tree
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments that take the way of this program."""
+        args, kwargs = trees.unflatten(
+            self._tree,
+            [
+                static if known is None else known.leaf.value
+                for known, static in zip(self._inputs, self._static, strict=True)
+            ],
+        )
+        return tuple(args), kwargs
+
+    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless the arguments are of the structure and the shapes that were recorded."""
+        self._checked(self._leaves(args, kwargs))
 
     def array_input(self, argnum: int) -> Input:
         """Return the input that a positional argument is, which must be one array or number."""
@@ -571,26 +625,29 @@ class Program:
 
     def _checked(self, leaves: Sequence[Any]) -> list[Any]:
         """Return the values of the inputs, None for other parts; all of them must fit."""
-        values = []
+        self._check_static(leaves)
+        return [
+            None if known is None else known.check(leaf)
+            for leaf, known in zip(leaves, self._inputs, strict=True)
+        ]
+
+    def _check_static(self, leaves: Sequence[Any]) -> None:
+        """Raise unless the arguments that are no inputs are what they were."""
         for leaf, static, known in zip(leaves, self._static, self._inputs, strict=True):
-            if known is not None:
-                values.append(known.check(leaf))
-                continue
-            values.append(None)
-            if not same_static(leaf, static):
+            if known is None and not same_static(leaf, static):
                 raise ValueError(
                     f"an argument that is part of the program was {static!r} when it was "
                     f"recorded, and is {leaf!r} now: record again, or let tg.function do it; only "
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
-        return values
 
     def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
         tape = self.tape
         v = tape.arena.v.array
-        for known, value in zip(self._inputs, self._checked(leaves), strict=True):
+        self._check_static(leaves)
+        for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
-                v[known.cell : known.cell + known.size] = value.ravel()
+                known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
         if not evaluate:
             return
@@ -614,17 +671,30 @@ class Program:
             )
         return self._outputs[0]
 
-    def _reverse(self, seeds: list[tuple[Output, Floats]]) -> dict[int, Floats]:
-        totals: dict[int, Floats] = {}
-        for output, cotangent in seeds:
-            if output.cells is None:
-                continue
-            for entry, adjoint in backward.sweep(
-                self.tape, output.cells, cotangent, recording=self._recording
-            ):
-                key = id(entry.leaf)
-                totals[key] = adjoint if key not in totals else totals[key] + adjoint
-        return totals
+    def _reverse(self, seeds: list[tuple[Output, Any]]) -> dict[int, Floats]:
+        """Sweep backward from outputs with their cotangents; return adjoints by leaf."""
+        tape = self.tape
+        column = take_adjoints(tape.flushed_cell)
+        g = column.array
+        clean = False
+        try:
+            for output, cotangent in seeds:
+                if isinstance(output.cells, (int, np.integer)):
+                    g[output.cells : output.cells + output.size] += cotangent
+                elif output.cells is not None:
+                    np.add.at(g, output.cells, cotangent)
+            execute.reverse(tape, g, tape.flushed_cell, loops=True)
+            totals = {
+                id(known.leaf): g[known.cell : known.cell + known.size].copy()
+                for known in self._inputs
+                if known is not None
+            }
+            for entry in tape.imports:
+                g[entry.cell : entry.cell + entry.size] = 0.0
+            clean = True
+            return totals
+        finally:
+            give_back_adjoints(column, clean)
 
     def _cotangents(self, totals: dict[int, Floats]) -> list[Any]:
         """Return the cotangent of each input, None for other parts."""
@@ -642,6 +712,10 @@ class Program:
 
     def _check_argnums(self, argnums: Any) -> list[int]:
         """Return the positions of the chosen arguments; one that is chosen alone is an input."""
+        key = argnums if isinstance(argnums, (int, tuple)) else None
+        known = None if isinstance(argnums, bool) else self._chosen.get(key)
+        if known is not None:
+            return known
         single = isinstance(argnums, (int, np.integer))
         chosen = positions_of(int(argnums) if single else list(argnums), self._count)
         if single and not self._numbers_at(chosen[0]):
@@ -649,6 +723,8 @@ class Program:
                 f"argument {chosen[0]} is a part of the program, not an input: only floats and "
                 f"arrays of floats have derivatives{at_caller()}"
             )
+        if key is not None:
+            self._chosen[key] = chosen
         return chosen
 
     def _numbers_at(self, position: int) -> list[int]:
