@@ -112,6 +112,11 @@ class DeviceArray:
         return prod(self.shape)
 
     @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "data": (self.address, False),
@@ -518,7 +523,7 @@ def _straight(program: Any) -> Any:
     return driver.compile_straight(program)
 
 
-def in_parts(n: int, run: Callable[[int, int], None]) -> None:
+def in_parts(n: int, run: Callable[[int, int], None], most: int | None = None) -> None:
     """Call ``run(start, stop)`` over a batch, in halves where a device's memory does not suffice.
 
     Parameters
@@ -527,6 +532,8 @@ def in_parts(n: int, run: Callable[[int, int], None]) -> None:
         Size of the batch.
     run : callable
         It may be called again for a part of what it ran out of memory for.
+    most : int, optional
+        Samples of a part, at most.
 
     Raises
     ------
@@ -545,7 +552,7 @@ def in_parts(n: int, run: Callable[[int, int], None]) -> None:
     4 6
     6 8
     """
-    size, start = n, 0
+    size, start = min(n, most or n), 0
     while start < n:
         try:
             run(start, min(start + size, n))

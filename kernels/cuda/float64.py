@@ -419,217 +419,218 @@ def interpret_in_global(memory, words, code, constants, index, rows):
             x = rows[np.int64(code[at + 2]) * pitch + t]
             second, third = code[at + 3], code[at + 4]
             at += 5
-            if o < 63:
-                if o < 39:
-                    if o < 24:
-                        if o < 18:
-                            if o < 11:
+            if o < 65:
+                if o < 40:
+                    if o < 25:
+                        if o < 19:
+                            if o < 14:
                                 if o < 8:
                                     # add
                                     y = rows[np.int64(second) * pitch + t]
                                     value = x + y
                                 else:
-                                    # subtract
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = x - y
-                            else:
-                                if o < 14:
-                                    # multiply
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = product(x, y)
-                                else:
-                                    if o < 17:
-                                        # divide
+                                    if o < 11:
+                                        # subtract
                                         y = rows[np.int64(second) * pitch + t]
-                                        value = x / y
+                                        value = x - y
                                     else:
+                                        # multiply
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = product(x, y)
+                            else:
+                                if o < 17:
+                                    # divide
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = x / y
+                                else:
+                                    if o < 18:
                                         # negative
                                         value = -x
+                                    else:
+                                        # positive
+                                        value = x
                         else:
-                            if o < 21:
-                                if o < 19:
-                                    # positive
+                            if o < 22:
+                                if o < 20:
+                                    # conjugate
                                     value = x
                                 else:
-                                    if o < 20:
-                                        # conjugate
-                                        value = x
-                                    else:
+                                    if o < 21:
                                         # absolute
                                         value = abs(x)
-                            else:
-                                if o < 22:
-                                    # fabs
-                                    value = abs(x)
-                                else:
-                                    if o < 23:
-                                        # sign
-                                        value = sign(x)
                                     else:
+                                        # fabs
+                                        value = abs(x)
+                            else:
+                                if o < 23:
+                                    # sign
+                                    value = sign(x)
+                                else:
+                                    if o < 24:
                                         # copysign
                                         y = rows[np.int64(second) * pitch + t]
                                         value = copysign(x, y)
-                    else:
-                        if o < 33:
-                            if o < 29:
-                                if o < 25:
-                                    # float32
-                                    value = float32(x)
-                                else:
-                                    if o < 26:
-                                        # stop_gradient
-                                        value = x
                                     else:
+                                        # float32
+                                        value = float32(x)
+                    else:
+                        if o < 34:
+                            if o < 31:
+                                if o < 26:
+                                    # stop_gradient
+                                    value = x
+                                else:
+                                    if o < 29:
                                         # power
                                         y = rows[np.int64(second) * pitch + t]
                                         value = power(x, y)
-                            else:
-                                if o < 31:
-                                    # integer_power
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = integer_power(x, y)
-                                else:
-                                    if o < 32:
-                                        # square
-                                        value = product(x, x)
                                     else:
+                                        # integer_power
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = integer_power(x, y)
+                            else:
+                                if o < 32:
+                                    # square
+                                    value = product(x, x)
+                                else:
+                                    if o < 33:
                                         # reciprocal
                                         value = 1.0 / x
-                        else:
-                            if o < 36:
-                                if o < 34:
-                                    # sqrt
-                                    value = sqrt(x)
-                                else:
-                                    if o < 35:
-                                        # cbrt
-                                        value = cbrt(x)
                                     else:
+                                        # sqrt
+                                        value = sqrt(x)
+                        else:
+                            if o < 37:
+                                if o < 35:
+                                    # cbrt
+                                    value = cbrt(x)
+                                else:
+                                    if o < 36:
                                         # hypot
                                         y = rows[np.int64(second) * pitch + t]
                                         value = hypot(x, y)
-                            else:
-                                if o < 37:
-                                    # exp
-                                    value = exp(x)
-                                else:
-                                    if o < 38:
-                                        # exp2
-                                        value = power(2.0, x)
                                     else:
+                                        # exp
+                                        value = exp(x)
+                            else:
+                                if o < 38:
+                                    # exp2
+                                    value = power(2.0, x)
+                                else:
+                                    if o < 39:
                                         # expm1
                                         value = expm1(x)
-                else:
-                    if o < 51:
-                        if o < 45:
-                            if o < 42:
-                                if o < 40:
-                                    # log
-                                    value = log(x)
-                                else:
-                                    if o < 41:
-                                        # log2
-                                        value = log2(x)
                                     else:
+                                        # log
+                                        value = log(x)
+                else:
+                    if o < 52:
+                        if o < 46:
+                            if o < 43:
+                                if o < 41:
+                                    # log2
+                                    value = log2(x)
+                                else:
+                                    if o < 42:
                                         # log10
                                         value = log10(x)
-                            else:
-                                if o < 43:
-                                    # log1p
-                                    value = log1p(x)
-                                else:
-                                    if o < 44:
-                                        # logaddexp
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = logaddexp(x, y)
                                     else:
+                                        # log1p
+                                        value = log1p(x)
+                            else:
+                                if o < 44:
+                                    # logaddexp
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = logaddexp(x, y)
+                                else:
+                                    if o < 45:
                                         # logaddexp2
                                         y = rows[np.int64(second) * pitch + t]
                                         value = logaddexp2(x, y)
-                        else:
-                            if o < 48:
-                                if o < 46:
-                                    # sin
-                                    value = sin(x)
-                                else:
-                                    if o < 47:
-                                        # cos
-                                        value = cos(x)
                                     else:
+                                        # sin
+                                        value = sin(x)
+                        else:
+                            if o < 49:
+                                if o < 47:
+                                    # cos
+                                    value = cos(x)
+                                else:
+                                    if o < 48:
                                         # tan
                                         value = tan(x)
-                            else:
-                                if o < 49:
-                                    # arcsin
-                                    value = arcsin(x)
-                                else:
-                                    if o < 50:
-                                        # arccos
-                                        value = arccos(x)
                                     else:
+                                        # arcsin
+                                        value = arcsin(x)
+                            else:
+                                if o < 50:
+                                    # arccos
+                                    value = arccos(x)
+                                else:
+                                    if o < 51:
                                         # arctan
                                         value = arctan(x)
-                    else:
-                        if o < 57:
-                            if o < 54:
-                                if o < 52:
-                                    # arctan2
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = arctan2(x, y)
-                                else:
-                                    if o < 53:
-                                        # degrees
-                                        value = product(x, DEGREES_PER_RADIAN)
                                     else:
+                                        # arctan2
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = arctan2(x, y)
+                    else:
+                        if o < 58:
+                            if o < 55:
+                                if o < 53:
+                                    # degrees
+                                    value = product(x, DEGREES_PER_RADIAN)
+                                else:
+                                    if o < 54:
                                         # radians
                                         value = product(x, RADIANS_PER_DEGREE)
-                            else:
-                                if o < 55:
-                                    # sinh
-                                    value = sinh(x)
-                                else:
-                                    if o < 56:
-                                        # cosh
-                                        value = cosh(x)
                                     else:
+                                        # sinh
+                                        value = sinh(x)
+                            else:
+                                if o < 56:
+                                    # cosh
+                                    value = cosh(x)
+                                else:
+                                    if o < 57:
                                         # tanh
                                         value = tanh(x)
-                        else:
-                            if o < 60:
-                                if o < 58:
-                                    # arcsinh
-                                    value = arcsinh(x)
-                                else:
-                                    if o < 59:
-                                        # arccosh
-                                        value = arccosh(x)
                                     else:
+                                        # arcsinh
+                                        value = arcsinh(x)
+                        else:
+                            if o < 61:
+                                if o < 59:
+                                    # arccosh
+                                    value = arccosh(x)
+                                else:
+                                    if o < 60:
                                         # arctanh
                                         value = arctanh(x)
+                                    else:
+                                        # floor
+                                        value = floor(x)
                             else:
-                                if o < 61:
-                                    # floor
-                                    value = floor(x)
-                                else:
+                                if o < 63:
                                     if o < 62:
                                         # ceil
                                         value = ceil(x)
                                     else:
                                         # trunc
                                         value = trunc(x)
-            else:
-                if o < 106:
-                    if o < 74:
-                        if o < 68:
-                            if o < 65:
-                                if o < 64:
-                                    # rint
-                                    value = rint(x)
                                 else:
-                                    # remainder
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = remainder(x, y)
-                            else:
+                                    if o < 64:
+                                        # rint
+                                        value = rint(x)
+                                    else:
+                                        # remainder
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = remainder(x, y)
+            else:
+                if o < 114:
+                    if o < 83:
+                        if o < 71:
+                            if o < 68:
                                 if o < 66:
                                     # fmod
                                     y = rows[np.int64(second) * pitch + t]
@@ -642,8 +643,7 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                     else:
                                         # modf_fractional
                                         value = modf_fractional(x)
-                        else:
-                            if o < 71:
+                            else:
                                 if o < 69:
                                     # modf_integral
                                     value = trunc(x)
@@ -654,7 +654,8 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                     else:
                                         # frexp_exponent
                                         value = frexp_exponent(x)
-                            else:
+                        else:
+                            if o < 74:
                                 if o < 72:
                                     # ldexp
                                     y = rows[np.int64(second) * pitch + t]
@@ -667,9 +668,7 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                     else:
                                         # spacing
                                         value = spacing(x)
-                    else:
-                        if o < 92:
-                            if o < 83:
+                            else:
                                 if o < 77:
                                     # maximum
                                     y = rows[np.int64(second) * pitch + t]
@@ -683,7 +682,9 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                         # fmax
                                         y = rows[np.int64(second) * pitch + t]
                                         value = x if x >= y or isnan(y) else y
-                            else:
+                    else:
+                        if o < 101:
+                            if o < 92:
                                 if o < 86:
                                     # fmin
                                     y = rows[np.int64(second) * pitch + t]
@@ -697,8 +698,7 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                         # not_equal
                                         y = rows[np.int64(second) * pitch + t]
                                         value = 1.0 if x != y else 0.0
-                        else:
-                            if o < 101:
+                            else:
                                 if o < 95:
                                     # less
                                     y = rows[np.int64(second) * pitch + t]
@@ -712,7 +712,8 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                         # greater
                                         y = rows[np.int64(second) * pitch + t]
                                         value = 1.0 if x > y else 0.0
-                            else:
+                        else:
+                            if o < 106:
                                 if o < 104:
                                     # greater_equal
                                     y = rows[np.int64(second) * pitch + t]
@@ -724,121 +725,149 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                     else:
                                         # isinf
                                         value = 1.0 if isinf(x) else 0.0
-                else:
-                    if o < 126:
-                        if o < 118:
-                            if o < 111:
-                                if o < 107:
-                                    # isfinite
-                                    value = 1.0 if isfinite(x) else 0.0
-                                else:
-                                    if o < 108:
+                            else:
+                                if o < 108:
+                                    if o < 107:
+                                        # isfinite
+                                        value = 1.0 if isfinite(x) else 0.0
+                                    else:
                                         # signbit
                                         value = 1.0 if copysign(1.0, x) < 0.0 else 0.0
-                                    else:
+                                else:
+                                    if o < 111:
                                         # logical_and
                                         y = rows[np.int64(second) * pitch + t]
                                         value = 1.0 if x != 0.0 and y != 0.0 else 0.0
-                            else:
-                                if o < 114:
-                                    # logical_or
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = 1.0 if x != 0.0 or y != 0.0 else 0.0
-                                else:
-                                    if o < 117:
-                                        # logical_xor
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = 1.0 if (x != 0.0) != (y != 0.0) else 0.0
                                     else:
+                                        # logical_or
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = 1.0 if x != 0.0 or y != 0.0 else 0.0
+                else:
+                    if o < 130:
+                        if o < 124:
+                            if o < 119:
+                                if o < 117:
+                                    # logical_xor
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = 1.0 if (x != 0.0) != (y != 0.0) else 0.0
+                                else:
+                                    if o < 118:
                                         # logical_not
                                         value = 1.0 if x == 0.0 else 0.0
-                        else:
-                            if o < 123:
-                                if o < 119:
-                                    # where
-                                    y = rows[np.int64(second) * pitch + t]
-                                    z = rows[np.int64(third) * pitch + t]
-                                    value = y if x != 0.0 else z
-                                else:
-                                    if o < 122:
-                                        # heaviside
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = (
-                                            x
-                                            if isnan(x)
-                                            else y
-                                            if x == 0.0
-                                            else 1.0
-                                            if x > 0.0
-                                            else 0.0
-                                        )
                                     else:
+                                        # where
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = y if x != 0.0 else z
+                            else:
+                                if o < 122:
+                                    # heaviside
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = (
+                                        x
+                                        if isnan(x)
+                                        else y
+                                        if x == 0.0
+                                        else 1.0
+                                        if x > 0.0
+                                        else 0.0
+                                    )
+                                else:
+                                    if o < 123:
                                         # erf
                                         value = erf(x)
-                            else:
-                                if o < 124:
-                                    # erfc
-                                    value = erfc(x)
-                                else:
-                                    if o < 125:
-                                        # gamma
-                                        value = gamma(x)
                                     else:
+                                        # erfc
+                                        value = erfc(x)
+                        else:
+                            if o < 127:
+                                if o < 125:
+                                    # gamma
+                                    value = gamma(x)
+                                else:
+                                    if o < 126:
                                         # lgamma
                                         value = lgamma(x)
-                    else:
-                        if o < 132:
-                            if o < 129:
-                                if o < 127:
-                                    # digamma
-                                    value = digamma(x)
-                                else:
-                                    if o < 128:
-                                        # polygamma
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = polygamma(x, y)
                                     else:
+                                        # digamma
+                                        value = digamma(x)
+                            else:
+                                if o < 128:
+                                    # polygamma
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = polygamma(x, y)
+                                else:
+                                    if o < 129:
                                         # expit
                                         value = expit(x)
-                            else:
-                                if o < 130:
-                                    # logit
-                                    value = logit(x)
-                                else:
-                                    if o < 131:
-                                        # log_expit
-                                        value = log_expit(x)
                                     else:
+                                        # logit
+                                        value = logit(x)
+                    else:
+                        if o < 136:
+                            if o < 133:
+                                if o < 131:
+                                    # log_expit
+                                    value = log_expit(x)
+                                else:
+                                    if o < 132:
                                         # softplus
                                         value = softplus(x)
-                        else:
-                            if o < 135:
-                                if o < 133:
-                                    # xlogy
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = xlogy(x, y)
-                                else:
-                                    if o < 134:
-                                        # xlog1py
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = xlog1py(x, y)
                                     else:
+                                        # xlogy
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = xlogy(x, y)
+                            else:
+                                if o < 134:
+                                    # xlog1py
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = xlog1py(x, y)
+                                else:
+                                    if o < 135:
                                         # sinc
                                         value = sinc(x)
-                            else:
-                                if o < 136:
-                                    # sinc_derivative
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = sinc_derivative(x, y)
-                                else:
-                                    if o < 139:
-                                        # adjoint_multiply
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = 0.0 if x == 0.0 else product(x, y)
                                     else:
+                                        # sinc_derivative
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = sinc_derivative(x, y)
+                        else:
+                            if o < 143:
+                                if o < 139:
+                                    # adjoint_multiply
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = 0.0 if x == 0.0 else product(x, y)
+                                else:
+                                    if o < 142:
                                         # adjoint_divide
                                         y = rows[np.int64(second) * pitch + t]
                                         value = 0.0 if x == 0.0 else x / y
+                                    else:
+                                        # multiply_add
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = product(x, y) + z
+                            else:
+                                if o < 145:
+                                    if o < 144:
+                                        # multiply_subtract
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = product(x, y) - z
+                                    else:
+                                        # subtract_product
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = z - product(x, y)
+                                else:
+                                    if o < 146:
+                                        # multiply_thrice
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = product(product(x, y), z)
+                                    else:
+                                        # negative_product
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = -product(x, y)
             rows[r] = value
         for _ in range(words[OUTPUTS]):
             value = rows[np.int64(words[window + ROW]) * pitch + t]
@@ -887,217 +916,218 @@ def interpret_in_shared(memory, words, code, constants, index):
             x = rows[np.uint32(code[at + 2]) * pitch + t]
             second, third = code[at + 3], code[at + 4]
             at += 5
-            if o < 63:
-                if o < 39:
-                    if o < 24:
-                        if o < 18:
-                            if o < 11:
+            if o < 65:
+                if o < 40:
+                    if o < 25:
+                        if o < 19:
+                            if o < 14:
                                 if o < 8:
                                     # add
                                     y = rows[np.uint32(second) * pitch + t]
                                     value = x + y
                                 else:
-                                    # subtract
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = x - y
-                            else:
-                                if o < 14:
-                                    # multiply
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = product(x, y)
-                                else:
-                                    if o < 17:
-                                        # divide
+                                    if o < 11:
+                                        # subtract
                                         y = rows[np.uint32(second) * pitch + t]
-                                        value = x / y
+                                        value = x - y
                                     else:
+                                        # multiply
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = product(x, y)
+                            else:
+                                if o < 17:
+                                    # divide
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = x / y
+                                else:
+                                    if o < 18:
                                         # negative
                                         value = -x
+                                    else:
+                                        # positive
+                                        value = x
                         else:
-                            if o < 21:
-                                if o < 19:
-                                    # positive
+                            if o < 22:
+                                if o < 20:
+                                    # conjugate
                                     value = x
                                 else:
-                                    if o < 20:
-                                        # conjugate
-                                        value = x
-                                    else:
+                                    if o < 21:
                                         # absolute
                                         value = abs(x)
-                            else:
-                                if o < 22:
-                                    # fabs
-                                    value = abs(x)
-                                else:
-                                    if o < 23:
-                                        # sign
-                                        value = sign(x)
                                     else:
+                                        # fabs
+                                        value = abs(x)
+                            else:
+                                if o < 23:
+                                    # sign
+                                    value = sign(x)
+                                else:
+                                    if o < 24:
                                         # copysign
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = copysign(x, y)
-                    else:
-                        if o < 33:
-                            if o < 29:
-                                if o < 25:
-                                    # float32
-                                    value = float32(x)
-                                else:
-                                    if o < 26:
-                                        # stop_gradient
-                                        value = x
                                     else:
+                                        # float32
+                                        value = float32(x)
+                    else:
+                        if o < 34:
+                            if o < 31:
+                                if o < 26:
+                                    # stop_gradient
+                                    value = x
+                                else:
+                                    if o < 29:
                                         # power
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = power(x, y)
-                            else:
-                                if o < 31:
-                                    # integer_power
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = integer_power(x, y)
-                                else:
-                                    if o < 32:
-                                        # square
-                                        value = product(x, x)
                                     else:
+                                        # integer_power
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = integer_power(x, y)
+                            else:
+                                if o < 32:
+                                    # square
+                                    value = product(x, x)
+                                else:
+                                    if o < 33:
                                         # reciprocal
                                         value = 1.0 / x
-                        else:
-                            if o < 36:
-                                if o < 34:
-                                    # sqrt
-                                    value = sqrt(x)
-                                else:
-                                    if o < 35:
-                                        # cbrt
-                                        value = cbrt(x)
                                     else:
+                                        # sqrt
+                                        value = sqrt(x)
+                        else:
+                            if o < 37:
+                                if o < 35:
+                                    # cbrt
+                                    value = cbrt(x)
+                                else:
+                                    if o < 36:
                                         # hypot
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = hypot(x, y)
-                            else:
-                                if o < 37:
-                                    # exp
-                                    value = exp(x)
-                                else:
-                                    if o < 38:
-                                        # exp2
-                                        value = power(2.0, x)
                                     else:
+                                        # exp
+                                        value = exp(x)
+                            else:
+                                if o < 38:
+                                    # exp2
+                                    value = power(2.0, x)
+                                else:
+                                    if o < 39:
                                         # expm1
                                         value = expm1(x)
-                else:
-                    if o < 51:
-                        if o < 45:
-                            if o < 42:
-                                if o < 40:
-                                    # log
-                                    value = log(x)
-                                else:
-                                    if o < 41:
-                                        # log2
-                                        value = log2(x)
                                     else:
+                                        # log
+                                        value = log(x)
+                else:
+                    if o < 52:
+                        if o < 46:
+                            if o < 43:
+                                if o < 41:
+                                    # log2
+                                    value = log2(x)
+                                else:
+                                    if o < 42:
                                         # log10
                                         value = log10(x)
-                            else:
-                                if o < 43:
-                                    # log1p
-                                    value = log1p(x)
-                                else:
-                                    if o < 44:
-                                        # logaddexp
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = logaddexp(x, y)
                                     else:
+                                        # log1p
+                                        value = log1p(x)
+                            else:
+                                if o < 44:
+                                    # logaddexp
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = logaddexp(x, y)
+                                else:
+                                    if o < 45:
                                         # logaddexp2
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = logaddexp2(x, y)
-                        else:
-                            if o < 48:
-                                if o < 46:
-                                    # sin
-                                    value = sin(x)
-                                else:
-                                    if o < 47:
-                                        # cos
-                                        value = cos(x)
                                     else:
+                                        # sin
+                                        value = sin(x)
+                        else:
+                            if o < 49:
+                                if o < 47:
+                                    # cos
+                                    value = cos(x)
+                                else:
+                                    if o < 48:
                                         # tan
                                         value = tan(x)
-                            else:
-                                if o < 49:
-                                    # arcsin
-                                    value = arcsin(x)
-                                else:
-                                    if o < 50:
-                                        # arccos
-                                        value = arccos(x)
                                     else:
+                                        # arcsin
+                                        value = arcsin(x)
+                            else:
+                                if o < 50:
+                                    # arccos
+                                    value = arccos(x)
+                                else:
+                                    if o < 51:
                                         # arctan
                                         value = arctan(x)
-                    else:
-                        if o < 57:
-                            if o < 54:
-                                if o < 52:
-                                    # arctan2
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = arctan2(x, y)
-                                else:
-                                    if o < 53:
-                                        # degrees
-                                        value = product(x, DEGREES_PER_RADIAN)
                                     else:
+                                        # arctan2
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = arctan2(x, y)
+                    else:
+                        if o < 58:
+                            if o < 55:
+                                if o < 53:
+                                    # degrees
+                                    value = product(x, DEGREES_PER_RADIAN)
+                                else:
+                                    if o < 54:
                                         # radians
                                         value = product(x, RADIANS_PER_DEGREE)
-                            else:
-                                if o < 55:
-                                    # sinh
-                                    value = sinh(x)
-                                else:
-                                    if o < 56:
-                                        # cosh
-                                        value = cosh(x)
                                     else:
+                                        # sinh
+                                        value = sinh(x)
+                            else:
+                                if o < 56:
+                                    # cosh
+                                    value = cosh(x)
+                                else:
+                                    if o < 57:
                                         # tanh
                                         value = tanh(x)
-                        else:
-                            if o < 60:
-                                if o < 58:
-                                    # arcsinh
-                                    value = arcsinh(x)
-                                else:
-                                    if o < 59:
-                                        # arccosh
-                                        value = arccosh(x)
                                     else:
+                                        # arcsinh
+                                        value = arcsinh(x)
+                        else:
+                            if o < 61:
+                                if o < 59:
+                                    # arccosh
+                                    value = arccosh(x)
+                                else:
+                                    if o < 60:
                                         # arctanh
                                         value = arctanh(x)
+                                    else:
+                                        # floor
+                                        value = floor(x)
                             else:
-                                if o < 61:
-                                    # floor
-                                    value = floor(x)
-                                else:
+                                if o < 63:
                                     if o < 62:
                                         # ceil
                                         value = ceil(x)
                                     else:
                                         # trunc
                                         value = trunc(x)
-            else:
-                if o < 106:
-                    if o < 74:
-                        if o < 68:
-                            if o < 65:
-                                if o < 64:
-                                    # rint
-                                    value = rint(x)
                                 else:
-                                    # remainder
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = remainder(x, y)
-                            else:
+                                    if o < 64:
+                                        # rint
+                                        value = rint(x)
+                                    else:
+                                        # remainder
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = remainder(x, y)
+            else:
+                if o < 114:
+                    if o < 83:
+                        if o < 71:
+                            if o < 68:
                                 if o < 66:
                                     # fmod
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1110,8 +1140,7 @@ def interpret_in_shared(memory, words, code, constants, index):
                                     else:
                                         # modf_fractional
                                         value = modf_fractional(x)
-                        else:
-                            if o < 71:
+                            else:
                                 if o < 69:
                                     # modf_integral
                                     value = trunc(x)
@@ -1122,7 +1151,8 @@ def interpret_in_shared(memory, words, code, constants, index):
                                     else:
                                         # frexp_exponent
                                         value = frexp_exponent(x)
-                            else:
+                        else:
+                            if o < 74:
                                 if o < 72:
                                     # ldexp
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1135,9 +1165,7 @@ def interpret_in_shared(memory, words, code, constants, index):
                                     else:
                                         # spacing
                                         value = spacing(x)
-                    else:
-                        if o < 92:
-                            if o < 83:
+                            else:
                                 if o < 77:
                                     # maximum
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1151,7 +1179,9 @@ def interpret_in_shared(memory, words, code, constants, index):
                                         # fmax
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = x if x >= y or isnan(y) else y
-                            else:
+                    else:
+                        if o < 101:
+                            if o < 92:
                                 if o < 86:
                                     # fmin
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1165,8 +1195,7 @@ def interpret_in_shared(memory, words, code, constants, index):
                                         # not_equal
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = 1.0 if x != y else 0.0
-                        else:
-                            if o < 101:
+                            else:
                                 if o < 95:
                                     # less
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1180,7 +1209,8 @@ def interpret_in_shared(memory, words, code, constants, index):
                                         # greater
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = 1.0 if x > y else 0.0
-                            else:
+                        else:
+                            if o < 106:
                                 if o < 104:
                                     # greater_equal
                                     y = rows[np.uint32(second) * pitch + t]
@@ -1192,121 +1222,149 @@ def interpret_in_shared(memory, words, code, constants, index):
                                     else:
                                         # isinf
                                         value = 1.0 if isinf(x) else 0.0
-                else:
-                    if o < 126:
-                        if o < 118:
-                            if o < 111:
-                                if o < 107:
-                                    # isfinite
-                                    value = 1.0 if isfinite(x) else 0.0
-                                else:
-                                    if o < 108:
+                            else:
+                                if o < 108:
+                                    if o < 107:
+                                        # isfinite
+                                        value = 1.0 if isfinite(x) else 0.0
+                                    else:
                                         # signbit
                                         value = 1.0 if copysign(1.0, x) < 0.0 else 0.0
-                                    else:
+                                else:
+                                    if o < 111:
                                         # logical_and
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = 1.0 if x != 0.0 and y != 0.0 else 0.0
-                            else:
-                                if o < 114:
-                                    # logical_or
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = 1.0 if x != 0.0 or y != 0.0 else 0.0
-                                else:
-                                    if o < 117:
-                                        # logical_xor
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = 1.0 if (x != 0.0) != (y != 0.0) else 0.0
                                     else:
+                                        # logical_or
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = 1.0 if x != 0.0 or y != 0.0 else 0.0
+                else:
+                    if o < 130:
+                        if o < 124:
+                            if o < 119:
+                                if o < 117:
+                                    # logical_xor
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = 1.0 if (x != 0.0) != (y != 0.0) else 0.0
+                                else:
+                                    if o < 118:
                                         # logical_not
                                         value = 1.0 if x == 0.0 else 0.0
-                        else:
-                            if o < 123:
-                                if o < 119:
-                                    # where
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    z = rows[np.uint32(third) * pitch + t]
-                                    value = y if x != 0.0 else z
-                                else:
-                                    if o < 122:
-                                        # heaviside
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = (
-                                            x
-                                            if isnan(x)
-                                            else y
-                                            if x == 0.0
-                                            else 1.0
-                                            if x > 0.0
-                                            else 0.0
-                                        )
                                     else:
+                                        # where
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = y if x != 0.0 else z
+                            else:
+                                if o < 122:
+                                    # heaviside
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = (
+                                        x
+                                        if isnan(x)
+                                        else y
+                                        if x == 0.0
+                                        else 1.0
+                                        if x > 0.0
+                                        else 0.0
+                                    )
+                                else:
+                                    if o < 123:
                                         # erf
                                         value = erf(x)
-                            else:
-                                if o < 124:
-                                    # erfc
-                                    value = erfc(x)
-                                else:
-                                    if o < 125:
-                                        # gamma
-                                        value = gamma(x)
                                     else:
+                                        # erfc
+                                        value = erfc(x)
+                        else:
+                            if o < 127:
+                                if o < 125:
+                                    # gamma
+                                    value = gamma(x)
+                                else:
+                                    if o < 126:
                                         # lgamma
                                         value = lgamma(x)
-                    else:
-                        if o < 132:
-                            if o < 129:
-                                if o < 127:
-                                    # digamma
-                                    value = digamma(x)
-                                else:
-                                    if o < 128:
-                                        # polygamma
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = polygamma(x, y)
                                     else:
+                                        # digamma
+                                        value = digamma(x)
+                            else:
+                                if o < 128:
+                                    # polygamma
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = polygamma(x, y)
+                                else:
+                                    if o < 129:
                                         # expit
                                         value = expit(x)
-                            else:
-                                if o < 130:
-                                    # logit
-                                    value = logit(x)
-                                else:
-                                    if o < 131:
-                                        # log_expit
-                                        value = log_expit(x)
                                     else:
+                                        # logit
+                                        value = logit(x)
+                    else:
+                        if o < 136:
+                            if o < 133:
+                                if o < 131:
+                                    # log_expit
+                                    value = log_expit(x)
+                                else:
+                                    if o < 132:
                                         # softplus
                                         value = softplus(x)
-                        else:
-                            if o < 135:
-                                if o < 133:
-                                    # xlogy
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = xlogy(x, y)
-                                else:
-                                    if o < 134:
-                                        # xlog1py
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = xlog1py(x, y)
                                     else:
+                                        # xlogy
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = xlogy(x, y)
+                            else:
+                                if o < 134:
+                                    # xlog1py
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = xlog1py(x, y)
+                                else:
+                                    if o < 135:
                                         # sinc
                                         value = sinc(x)
-                            else:
-                                if o < 136:
-                                    # sinc_derivative
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = sinc_derivative(x, y)
-                                else:
-                                    if o < 139:
-                                        # adjoint_multiply
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = 0.0 if x == 0.0 else product(x, y)
                                     else:
+                                        # sinc_derivative
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = sinc_derivative(x, y)
+                        else:
+                            if o < 143:
+                                if o < 139:
+                                    # adjoint_multiply
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = 0.0 if x == 0.0 else product(x, y)
+                                else:
+                                    if o < 142:
                                         # adjoint_divide
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = 0.0 if x == 0.0 else x / y
+                                    else:
+                                        # multiply_add
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = product(x, y) + z
+                            else:
+                                if o < 145:
+                                    if o < 144:
+                                        # multiply_subtract
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = product(x, y) - z
+                                    else:
+                                        # subtract_product
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = z - product(x, y)
+                                else:
+                                    if o < 146:
+                                        # multiply_thrice
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = product(product(x, y), z)
+                                    else:
+                                        # negative_product
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = -product(x, y)
             rows[r] = value
         for _ in range(words[OUTPUTS]):
             value = rows[np.uint32(words[window + ROW]) * pitch + t]
