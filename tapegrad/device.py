@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import interchange
+from .device_memory import Block, Pool
 from .errors import DeviceLostError, DeviceUnavailable, MixedDevicesError, at_caller
 from .launch import Launch, Pass, Sizes
 from .region import ADD, BUFFER, INDEX, OFFSET, STRIDES, Region
@@ -118,6 +119,8 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        if isinstance(self._owner, Block):
+            self._owner.exported = True
         return {
             "data": (self.address, False),
             "shape": self.shape,
@@ -147,20 +150,30 @@ class DeviceArray:
         """Return the same elements in another shape."""
         if prod(shape) != self.size:
             raise ValueError(f"an array of shape {self.shape} has no shape {shape}{at_caller()}")
-        return DeviceArray(self.device, self, self.address, shape, self.dtype)
+        return DeviceArray(self.device, self._owner, self.address, shape, self.dtype)
 
     def after(self, elements: int) -> DeviceArray:
         """Return the elements from one on, flat."""
         address = self.address + elements * self.dtype.itemsize
-        return DeviceArray(self.device, self, address, (self.size - elements,), self.dtype)
+        return DeviceArray(self.device, self._owner, address, (self.size - elements,), self.dtype)
 
 
 class Device:
-    """One CUDA device and a stream on it; `device` makes it."""
+    """One CUDA device and a stream on it; `device` makes it.
+
+    Attributes
+    ----------
+    patience : float
+        A region gets a kernel of its own once it has been interpreted for so many times what
+        compiling takes: 1 by default, 0 compiles at the second run, `math.inf` never.
+    pool : Pool
+        ``pool.release()`` gives memory back that no array uses.
+    """
 
     def __init__(
         self, driver: Any, stream_number: int | None = None, sizes: Sizes | None = None
     ) -> None:
+        self.patience = 1.0
         self.driver = driver
         self.stream_number = stream_number
         self.sizes = sizes or Sizes()
@@ -168,8 +181,7 @@ class Device:
             self.stream = driver.stream(stream_number)
         self._loaded: weakref.WeakKeyDictionary[Region, dict[Any, Loaded]]
         self._loaded = weakref.WeakKeyDictionary()
-        self._rows: Any = None
-        self._rows_bytes = 0
+        self.pool = Pool(driver)
 
     def __repr__(self) -> str:
         return f"<cuda:{self.driver.number}, {self.driver.name}>"
@@ -205,8 +217,8 @@ class Device:
         """Return an array that holds anything."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         with self.errors():
-            memory = self.driver.allocate(prod(shape), np.dtype(dtype))
-        return DeviceArray(self, memory, memory.address, shape, dtype)
+            block = self.pool.take(prod(shape) * np.dtype(dtype).itemsize)
+        return DeviceArray(self, block, block.address, shape, dtype)
 
     def put(self, array: Any) -> DeviceArray:
         """Return a copy of an array of the host."""
@@ -254,14 +266,6 @@ class Device:
             self.driver.synchronize(self.stream)
 
     # -- regions -----------------------------------------------------------------------------------
-
-    def rows(self, size: int, real: str) -> int:
-        """Return the address of room for rows; one launch after another uses it."""
-        needed = size * np.dtype(real).itemsize
-        if needed > self._rows_bytes:
-            self._rows = self.driver.allocate(-(-needed // 8), np.dtype(np.float64))
-            self._rows_bytes = needed
-        return int(self._rows.address) if self._rows else 0
 
     def run(self, region: Region, buffers: Sequence[Any]) -> None:
         """Run a region on the device, in its stream.
@@ -375,13 +379,13 @@ class Loaded:
             code = np.append(launch.region.code.ravel(), np.zeros(1, np.uint16))
             constants = np.append(launch.region.constants, 0.0).astype(self.real)
             self._fixed = [driver.upload(part, stream) for part in (code, constants, launch.index)]
-        extras = [driver.allocate(size, np.dtype(self.real)) for size in launch.extras]
-        rows = device.rows(launch.scratch, self.real)
+        extras = [device.pool.take(size * self.itemsize) for size in launch.extras]
+        rows = device.pool.take(launch.scratch * self.itemsize) if launch.scratch else None
         addresses = {number: view.address for number, view in views.items()}
         ends = [view.address + view.size * self.itemsize for view in views.values()]
-        for i, (memory, size) in enumerate(zip(extras, launch.extras, strict=True)):
-            addresses[self.region.buffers + i] = memory.address
-            ends.append(memory.address + size * self.itemsize)
+        for i, (block, size) in enumerate(zip(extras, launch.extras, strict=True)):
+            addresses[self.region.buffers + i] = block.address
+            ends.append(block.address + size * self.itemsize)
         origin = min(addresses.values())
         if any((address - origin) % self.itemsize for address in addresses.values()):
             raise ValueError(f"an array is not aligned to the size of its numbers{at_caller()}")
@@ -408,7 +412,7 @@ class Loaded:
             found = self._words[key] = relative, memory
         return "int64", found[1].address, len(words.words)
 
-    def _kernel(self, memory: Any, places: Any, index: Any, rows: int) -> None:
+    def _kernel(self, memory: Any, places: Any, index: Any, rows: Block | None) -> None:
         device, launch = self.device, self.launch
         words = self._upload("region", launch.words, places)
         block, threads = device.sizes.block, launch.threads
@@ -433,9 +437,9 @@ class Loaded:
 
         kernels = driver.kernels(self.real)
         kernel = kernels.interpret_in_shared
-        if not launch.shared:
+        if rows is not None:
             kernel = kernels.interpret_in_global
-            arguments.append((self.real, rows, launch.scratch))
+            arguments.append((self.real, rows.address, launch.scratch))
         device.driver.launch(
             kernel, threads // block, block, launch.shared, device.stream, arguments
         )
@@ -468,7 +472,7 @@ class Loaded:
                 self.seconds += passed
         self._clocks = waiting
         constant, each = _SECONDS
-        if self.seconds >= constant + each * len(self.region.code):
+        if self.seconds >= self.device.patience * (constant + each * len(self.region.code)):
             self.specialise()
 
     def specialise(self) -> None:

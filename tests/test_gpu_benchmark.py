@@ -11,22 +11,25 @@ ROOT = Path(__file__).parents[1]
 
 WITH_THE_SIMULATOR = """
 import numpy as np
+import tapegrad as tg
 from benchmarks.gpu.run import disagreement, expected, tapegrad
-from benchmarks.gpu.workloads import WORKLOADS
+from benchmarks.gpu.workloads import WORKLOADS, NumPy
 from tapegrad.device import device
 from tapegrad.launch import Sizes
 
 gpu = device()
 gpu.sizes = Sizes(block=2, threads=4)
 for workload in WORKLOADS.values():
-    program, arguments = workload.program(), workload.arguments(5)
-    single = [program(*sample) for sample in zip(*arguments)]
+    function = tg.value_and_grad(lambda *x: workload.function(NumPy, *x), argnums=workload.argnums)
+    single = [function(*sample) for sample in zip(*workload.arguments(5))]
     single = [np.array([value, *gradient]) for value, gradient in single]
-    print(disagreement(list(np.transpose(single)), expected(workload, 5)))
-    for straight in (False, True):
-        system = tapegrad(gpu, workload, 5, straight)
-        system.run()
-        print(disagreement(system.results(), expected(workload, 5)))
+    wanted = expected(workload, 5)
+    print(disagreement(list(np.transpose(single)), wanted))
+    for own_kernel in (False, True):
+        system = tapegrad(gpu, workload, 5, own_kernel)
+        for _ in range(4):
+            system.run()
+        print(disagreement(system.results(), wanted))
 """
 
 

@@ -269,6 +269,25 @@ def test_lanes_are_run_in_parts_where_memory_does_not_suffice() -> None:
         small.run(region, [*(Foreign(x) for x in expected), index])
 
 
+def test_memory_is_used_again_unless_another_library_knows_of_it() -> None:
+    device = on(SHARED)
+    first = device.put(np.ones(100))
+    address = first.address
+    view = first.after(50)
+    del first
+    other = device.empty(100)  # the view is alive
+    assert other.address != address
+    del view
+    assert device.empty(100).address == address
+    asked: dict[str, Any] = other.__cuda_array_interface__
+    del other
+    assert all(
+        memory.address != asked["data"][0] for some in device.pool.free.values() for memory in some
+    )
+    device.pool.release()
+    assert not device.pool.free
+
+
 class Elsewhere(driver.Simulator):
     number = 1
 
