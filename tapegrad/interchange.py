@@ -46,7 +46,10 @@ def read(array: Any, driver: Any, stream: int | None) -> Foreign:
         if other is not None and other != (stream or 1):
             driver.wait_for(None if other == 1 else other)
     elif hasattr(array, "__dlpack__") and _on_device(array, driver):
-        found = _from_capsule(array.__dlpack__())
+        on_host = int(array.__dlpack_device__()[0]) == _CPU  # the simulator's device
+        found = _from_capsule(
+            array.__dlpack__() if on_host else array.__dlpack__(stream=stream or 1)
+        )
     else:
         raise TypeError(
             f"{type(array).__name__} is not an array on a CUDA device: it has no "

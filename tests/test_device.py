@@ -56,6 +56,14 @@ def test_without_a_gpu_the_message_says_so() -> None:
     assert gradient == "6.0"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
+def test_numba_cuda_works_with_a_numpy_that_has_no_row_stack() -> None:
+    code = "import numpy as np\nif hasattr(np, 'row_stack'): del np.row_stack\n"
+    code += "from tapegrad.kernels.cuda import float64, ptx\n"
+    code += "ptx.compile_one(*ptx.kernels('float64')['clear'], cc=(8, 0))"
+    run(code, NUMBA_ENABLE_CUDASIM="0")
+
+
 def test_numba_cuda_is_imported_when_a_device_is_asked_for() -> None:
     code = "import sys, tapegrad, tapegrad.device, tapegrad.launch\n"
     code += "print([m for m in sys.modules if m.startswith(('numba', 'cuda', 'cupy'))])"

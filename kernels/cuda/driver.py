@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -127,8 +128,12 @@ class Gpu:
         arguments: Sequence[tuple[str, int, int]],
     ) -> None:
         """Start a kernel; arguments are (dtype, address, elements)."""
+        from numba.cuda.core.errors import NumbaPerformanceWarning
+
         pointers = [Address(dtype, address) for dtype, address, _ in arguments]
-        kernel[blocks, block, stream, shared](*pointers)
+        with warnings.catch_warnings():  # that a small region leaves a GPU idle is no surprise
+            warnings.simplefilter("ignore", NumbaPerformanceWarning)
+            kernel[blocks, block, stream, shared](*pointers)
 
     def clock(self, stream: Any) -> Clock:
         """Return a clock that starts now, in the order of the stream."""

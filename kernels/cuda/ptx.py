@@ -84,17 +84,16 @@ def example(real: str) -> Any:
     )
 
 
-def compile_all(real: str, cc: tuple[int, int]) -> list[tuple[str, str]]:
-    """Return name and PTX of each kernel."""
+def compile_one(
+    function: Callable[..., None], arguments: tuple[str, ...], cc: tuple[int, int]
+) -> str:
+    """Return the PTX of a kernel."""
     from numba import cuda, types
 
-    found = []
-    for name, (function, arguments) in kernels(real).items():
-        signature = tuple(types.CPointer(getattr(types, argument)) for argument in arguments)
-        with without_gpu(cc):
-            text, _ = cuda.compile_ptx(function, signature, cc=cc)
-        found.append((name, text))
-    return found
+    signature = tuple(types.CPointer(getattr(types, argument)) for argument in arguments)
+    with without_gpu(cc):
+        text, _ = cuda.compile_ptx(function, signature, cc=cc)
+    return str(text)
 
 
 def assembler() -> str | None:
@@ -134,7 +133,8 @@ def measure(task: tuple[str, tuple[int, int], str | None]) -> list[str]:
     real, cc, ptxas = task
     start = time.perf_counter()
     lines = []
-    for name, text in compile_all(real, cc):
+    for name, kernel in kernels(real).items():
+        text = compile_one(*kernel, cc=cc)
         found = assemble(ptxas, text, cc) if ptxas else ("-", "-", "-")
         lines.append(" ".join(map(str, (name, real, f"sm_{cc[0]}{cc[1]}", *found))))
     seconds = time.perf_counter() - start

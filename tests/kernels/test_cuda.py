@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,35 @@ def test_kernels_and_executor_in_the_simulator() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
+def test_a_launch_as_far_as_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: kernels compile for the arguments they get, which arrive as addresses."""
+    from numba.cuda import dispatcher
+    from numba.cuda.cudadrv import devices
+
+    from tapegrad.kernels.cuda import driver, ptx
+
+    seen: list[Any] = []
+
+    def launch(self: Any, args: Any, grid: Any, block: Any, stream: Any, shared: int) -> None:
+        words: list[Any] = []
+        for kind, value in zip(self.argument_types, args, strict=True):
+            self._prepare_args(kind, value, stream, [], words)
+        seen.append((tuple(map(str, self.argument_types)), grid[0], block[0], shared, words))
+
+    a_gpu = SimpleNamespace(compute_capability=(9, 0))
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: a_gpu)
+    monkeypatch.setattr(devices, "get_context", lambda *args: SimpleNamespace(device=a_gpu))
+    monkeypatch.setattr(dispatcher._Kernel, "launch", launch)
+    monkeypatch.setattr(dispatcher._Kernel, "bind", lambda self: None)
+    for real in ("float64", "float32"):
+        kernel = driver.compile_straight(ptx.example(real))
+        arguments = [(real, 1 << 40, 9), ("int64", 4096, 9), ("uint32", 8192, 1)]
+        driver.Gpu.launch(SimpleNamespace(), kernel, 3, 64, 512, 0, arguments)
+        types = (f"{real}*", "int64*", "uint32*")
+        assert seen.pop() == (types, 3, 64, 512, [1 << 40, 4096, 8192])
 
 
 @pytest.fixture(scope="module")
