@@ -151,9 +151,10 @@ MULTIPLY_ADD = 142
 MULTIPLY_SUBTRACT = 143
 SUBTRACT_PRODUCT = 144
 MULTIPLY_THRICE = 145
-NEGATIVE_PRODUCT = 146
-NEGATIVE_PRODUCT_XK = 147
-NEGATIVE_PRODUCT_KX = 148
+ADD_THRICE = 146
+NEGATIVE_PRODUCT = 147
+NEGATIVE_PRODUCT_XK = 148
+NEGATIVE_PRODUCT_KX = 149
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -305,6 +306,7 @@ NAMES: tuple[str, ...] = (
     "MULTIPLY_SUBTRACT",
     "SUBTRACT_PRODUCT",
     "MULTIPLY_THRICE",
+    "ADD_THRICE",
     "NEGATIVE_PRODUCT",
     "NEGATIVE_PRODUCT_XK",
     "NEGATIVE_PRODUCT_KX",
@@ -458,6 +460,7 @@ ROW_OF: tuple[str, ...] = (
     "multiply_subtract",
     "subtract_product",
     "multiply_thrice",
+    "add_thrice",
     "negative_product",
     "negative_product",
     "negative_product",
@@ -612,6 +615,7 @@ KINDS: tuple[int, ...] = (
     5,
     5,
     5,
+    5,
     2,
     3,
     4,
@@ -717,7 +721,8 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "multiply_subtract": (143, -1, -1),
     "subtract_product": (144, -1, -1),
     "multiply_thrice": (145, -1, -1),
-    "negative_product": (146, 147, 148),
+    "add_thrice": (146, -1, -1),
+    "negative_product": (147, 148, 149),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -820,6 +825,7 @@ ARITY: dict[str, int] = {
     "multiply_subtract": 3,
     "subtract_product": 3,
     "multiply_thrice": 3,
+    "add_thrice": 3,
     "negative_product": 2,
 }
 """Row to its number of operands."""

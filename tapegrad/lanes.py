@@ -78,6 +78,11 @@ class Lanes:
         self._results = _Layouts(self._region(looks=False), self._shapes)
         self._looks: _Layouts | None = None
 
+    @property
+    def instructions(self) -> int:
+        """How many instructions a sample takes, one at least."""
+        return self._results.instructions + 1
+
     def _region(self, looks: bool) -> Region:
         """Return the region for one sample: with results, or with what decisions look at."""
         build = RegionBuilder((1,))
@@ -216,6 +221,11 @@ class _Layouts:
         self._one = one
         self._shapes = shapes
         self._known: OrderedDict[Any, Region] = OrderedDict()
+
+    @property
+    def instructions(self) -> int:
+        """Number of instructions."""
+        return len(self._one.code)
 
     def of(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
         """Return the region for `m` samples.

@@ -384,14 +384,14 @@ _CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
 _ARITY = np.array(
     list(
         "00000222222222222111111211222221111211111112211111121111111111112221111221222222"
-        "222222222222222222222222111122222222213222111112111122122222223333222"
+        "2222222222222222222222221111222222222132221111121111221222222233333222"
     ),
     dtype=np.uint8,
 )
 _PARTIALS = np.array(
     list(
         "00000333333333333111110110333111111311111113311111131111111100003301010131333333"
-        "333333000000000000000000000000000000006222111112111133123333337777333"
+        "3333330000000000000000000000000000000062221111121111331233333377777333"
     ),
     dtype=np.uint8,
 )
@@ -848,8 +848,12 @@ def values(o, xs, ys, zs, out):
     elif o == 145:
         for m in range(n):
             out[m] = xs[m] * ys[m] * zs[m]
-    # negative_product
+    # add_thrice
     elif o == 146:
+        for m in range(n):
+            out[m] = xs[m] + ys[m] + zs[m]
+    # negative_product
+    elif o == 147:
         for m in range(n):
             out[m] = -(xs[m] * ys[m])
     else:
@@ -1139,8 +1143,14 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
             cx[m] = w[m] * (ys[m] * zs[m])
             cy[m] = w[m] * (xs[m] * zs[m])
             cz[m] = w[m] * (xs[m] * ys[m])
-    # negative_product
+    # add_thrice
     elif o == 146:
+        for m in range(n):
+            cx[m] = w[m]
+            cy[m] = w[m]
+            cz[m] = w[m]
+    # negative_product
+    elif o == 147:
         for m in range(n):
             cx[m] = -(w[m] * ys[m])
             cy[m] = -(w[m] * xs[m])

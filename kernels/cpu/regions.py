@@ -1685,8 +1685,13 @@ def block(code, instructions, rows, lanes):
             for m in range(0, stop, VECTOR):
                 value = load(x + m) * load(y + m) * load(z + m)
                 store(r + m, value)
-        # negative_product
+        # add_thrice
         elif o == 146:
+            for m in range(0, stop, VECTOR):
+                value = load(x + m) + load(y + m) + load(z + m)
+                store(r + m, value)
+        # negative_product
+        elif o == 147:
             for m in range(0, stop, VECTOR):
                 value = -(load(x + m) * load(y + m))
                 store(r + m, value)

@@ -832,14 +832,17 @@ def forward(op, a, b, k, v, start, stop, cell):
         # multiply_thrice
         elif o == 145:
             result = v[a[i - np.uint64(1)]] * s * v[q]
-        # negative_product
+        # add_thrice
         elif o == 146:
+            result = v[a[i - np.uint64(1)]] + s + v[q]
+        # negative_product
+        elif o == 147:
             result = -(s * v[q])
         # negative_product_xk
-        elif o == 147:
+        elif o == 148:
             result = -(s * k[q])
         # negative_product_kx
-        elif o == 148:
+        elif o == 149:
             result = -(k[q] * s)
         else:
             result = rare_forward(o, a, v, i, p, q)
@@ -1176,12 +1179,17 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             g[a[i - np.uint64(1)]] += w * (s * v[q])
             g[q] += w * (v[a[i - np.uint64(1)]] * s)
             result = w * (v[a[i - np.uint64(1)]] * v[q])
-        # negative_product
+        # add_thrice
         elif o == 146:
+            g[a[i - np.uint64(1)]] += w
+            g[q] += w
+            result = w
+        # negative_product
+        elif o == 147:
             g[q] += -(w * s)
             result = -(w * v[q])
         # negative_product_xk, negative_product_kx
-        elif o == 147 or o == 148:
+        elif o == 148 or o == 149:
             result = -(w * k[q])
         else:
             result = rare_reverse(o, a, v, g, w, c, i, p, q)

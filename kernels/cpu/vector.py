@@ -251,7 +251,7 @@ _BINARY, _BINARY_XK, _BINARY_KX, _TERNARY = 2, 3, 4, 5
 _KINDS = np.array(
     list(
         "00000234234234234111111211234231111211111112211111121111111111112221111221234234"
-        "234234234234234234234234111123423423415234111112111122122342345555234"
+        "2342342342342342342342341111234234234152341111121111221223423455555234"
     ),
     dtype=np.uint8,
 )
@@ -506,8 +506,13 @@ def partials(o, x, y, z, out):
         to_x = y * z + 0.0
         to_y = x * z + 0.0
         to_z = x * y + 0.0
+    # add_thrice
+    elif o == 146:
+        to_x = 1.0
+        to_y = 1.0
+        to_z = 1.0
     # negative_product, negative_product_xk, negative_product_kx
-    elif o == 146 or o == 147 or o == 148:
+    elif o == 147 or o == 148 or o == 149:
         to_x = -y + 0.0
         to_y = -x + 0.0
     else:
