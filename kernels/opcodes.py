@@ -155,6 +155,7 @@ ADD_THRICE = 146
 NEGATIVE_PRODUCT = 147
 NEGATIVE_PRODUCT_XK = 148
 NEGATIVE_PRODUCT_KX = 149
+EXP_NEGATIVE_PRODUCT = 150
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -310,6 +311,7 @@ NAMES: tuple[str, ...] = (
     "NEGATIVE_PRODUCT",
     "NEGATIVE_PRODUCT_XK",
     "NEGATIVE_PRODUCT_KX",
+    "EXP_NEGATIVE_PRODUCT",
 )
 """Names by opcode."""
 
@@ -464,6 +466,7 @@ ROW_OF: tuple[str, ...] = (
     "negative_product",
     "negative_product",
     "negative_product",
+    "exp_negative_product",
 )
 """Row names by opcode."""
 
@@ -619,6 +622,7 @@ KINDS: tuple[int, ...] = (
     2,
     3,
     4,
+    2,
 )
 """Kinds by opcode; 0 is structural."""
 
@@ -723,6 +727,7 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "multiply_thrice": (145, -1, -1),
     "add_thrice": (146, -1, -1),
     "negative_product": (147, 148, 149),
+    "exp_negative_product": (150, -1, -1),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -827,6 +832,7 @@ ARITY: dict[str, int] = {
     "multiply_thrice": 3,
     "add_thrice": 3,
     "negative_product": 2,
+    "exp_negative_product": 2,
 }
 """Row to its number of operands."""
 

@@ -1390,6 +1390,20 @@ def tangent_negative_product(x: float, y: float, out: float, tx: float, ty: floa
     return from_x + from_y
 
 
+def forward_exp_negative_product(x: float, y: float) -> float:
+    return exp(-(x * y))
+
+
+def reverse_exp_negative_product(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (w * (-y * out), w * (-x * out))
+
+
+def tangent_exp_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = tx * (-y * out) if tx else 0.0
+    from_y = ty * (-x * out) if ty else 0.0
+    return from_x + from_y
+
+
 FORWARD: tuple[Callable[..., float], ...] = (
     structural,
     structural,
@@ -1541,6 +1555,7 @@ FORWARD: tuple[Callable[..., float], ...] = (
     forward_negative_product,
     forward_negative_product,
     forward_negative_product,
+    forward_exp_negative_product,
 )
 """By opcode: f(x, ...) gives the value."""
 
@@ -1695,6 +1710,7 @@ CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]], ...] = (
     reverse_negative_product,
     reverse_negative_product,
     reverse_negative_product,
+    reverse_exp_negative_product,
 )
 """By opcode: f(w, x, ..., out) gives what each operand's adjoint receives."""
 
@@ -1849,5 +1865,6 @@ TANGENTS: tuple[Callable[..., float], ...] = (
     tangent_negative_product,
     tangent_negative_product,
     tangent_negative_product,
+    tangent_exp_negative_product,
 )
 """By opcode: f(x, ..., out, tx, ...) gives the tangent of the value."""

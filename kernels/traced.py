@@ -628,6 +628,14 @@ def _negative_product_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any
     return -(w * x)
 
 
+def _exp_negative_product_x(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * (-y * out)
+
+
+def _exp_negative_product_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * (-x * out)
+
+
 CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "add": (_add_x, _add_y),
     "subtract": (_subtract_x, _subtract_y),
@@ -729,6 +737,7 @@ CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "multiply_thrice": (_multiply_thrice_x, _multiply_thrice_y, _multiply_thrice_z),
     "add_thrice": (_add_thrice_x, _add_thrice_y, _add_thrice_z),
     "negative_product": (_negative_product_x, _negative_product_y),
+    "exp_negative_product": (_exp_negative_product_x, _exp_negative_product_y),
 }
 """By row and operand: f(call, choose, w, x, ..., out), or None for no flow."""
 
@@ -833,6 +842,7 @@ FLOWS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "multiply_thrice": (None, None, None),
     "add_thrice": (None, None, None),
     "negative_product": (None, None),
+    "exp_negative_product": (None, None),
 }
 """By row and operand: f(call, choose, x, ..., out) is true where adjoints flow.
 

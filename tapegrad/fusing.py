@@ -20,6 +20,7 @@ _OPCODES = {
         *("add", "subtract", "multiply", "divide", "negative", "positive", "conjugate"),
         *("stop_gradient", "square", "absolute", "fabs", "multiply_add", "multiply_subtract"),
         *("subtract_product", "multiply_thrice", "add_thrice", "negative_product"),
+        *("exp", "exp_negative_product"),
     )
 }
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = (
@@ -35,6 +36,7 @@ _JOINS = {
     _SUBTRACT: ((_MULTIPLY, "subtract_product"),),  # or, on the left, multiply_subtract
     _MULTIPLY: ((_MULTIPLY, "multiply_thrice"),),
     _NEGATIVE: ((_MULTIPLY, "negative_product"),),
+    _OPCODES["exp"]: ((_OPCODES["negative_product"], "exp_negative_product"),),
 }
 
 Instruction = list[int]  # opcode, then the values of the operands

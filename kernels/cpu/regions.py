@@ -1695,6 +1695,11 @@ def block(code, instructions, rows, lanes):
             for m in range(0, stop, VECTOR):
                 value = -(load(x + m) * load(y + m))
                 store(r + m, value)
+        # exp_negative_product
+        elif o == 150:
+            for m in range(0, stop, VECTOR):
+                value = vexp(-(load(x + m) * load(y + m)))
+                store(r + m, value)
         else:
             for m in range(0, 8 * lanes, 8):
                 write_f64(r + m, rare(o, read_f64(x + m), read_f64(y + m), read_f64(z + m)))

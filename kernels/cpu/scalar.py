@@ -844,6 +844,9 @@ def forward(op, a, b, k, v, start, stop, cell):
         # negative_product_kx
         elif o == 149:
             result = -(k[q] * s)
+        # exp_negative_product
+        elif o == 150:
+            result = exp(-(s * v[q]))
         else:
             result = rare_forward(o, a, v, i, p, q)
         v[c] = result
@@ -1191,6 +1194,10 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         # negative_product_xk, negative_product_kx
         elif o == 148 or o == 149:
             result = -(w * k[q])
+        # exp_negative_product
+        elif o == 150:
+            g[q] += w * (-s * v[c])
+            result = w * (-v[q] * v[c])
         else:
             result = rare_reverse(o, a, v, g, w, c, i, p, q)
         received = g[p] + result

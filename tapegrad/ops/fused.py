@@ -93,4 +93,16 @@ ROWS = (
         specials=((inf, 0.0), (nan, 1.0), (1.0, nan)),
         doc="The negative of a product: two operations in one, for lanes.",
     ),
+    op(
+        "exp_negative_product",
+        "x y",
+        out="exp(-(x * y))",
+        dx="-y * out",
+        dy="-x * out",
+        ufunc=(),
+        mp="exp(-(x * y))",
+        samples=tuple(triple[:2] for triple in TRIPLES),
+        specials=((inf, 0.0), (nan, 1.0), (1.0, nan), (inf, 1.0), (inf, -1.0)),
+        doc="A Gaussian, a decay, a discount: exp of the negative of a product, for lanes.",
+    ),
 )
