@@ -173,7 +173,7 @@ STARTS: tuple[int, ...] = (
     261,
     261,
 )
-"""By opcode: where its instructions start in `CODE`; they end where the next do."""
+"""By opcode: where its instructions start in `CODE`, and those of the next."""
 
 CODE: tuple[tuple[int, int, int, int], ...] = (
     (17, 4, 0, 0),

@@ -34,6 +34,7 @@ WINDOW = (
     "ADD",
     "STRIDES",  # word of the first stride
     "PLACED",  # whether the row itself lies there while a whole block runs
+    "STREAMED",  # whether it is written past the cache, where it is aligned
     "ZERO",  # whether its elements are made zero before all else
     "LOW",  # the lowest place it reaches
     "EXTENT",  # places from there to the highest
@@ -58,3 +59,5 @@ HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
 WIDTH = 16
 """Lanes of a vector: float64 numbers in 128 bytes."""
+PAD = 64
+"""Bytes between rows: at distances of a power of two they would meet in one place of the cache."""

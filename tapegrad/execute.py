@@ -345,12 +345,13 @@ def _step_backward(
         _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
     elif step.kind == HOST_CALL:
         tape.hosts[tape.arena.a.array[step.start]].reverse(tape.arena.v.array, g, step.cell, False)
-    elif step.backward is not None:
+    else:
         for number, low, high in step.blanks:
             adjoint = own[number]
             if adjoint is not None:
                 adjoint[low:high] = 0.0
-        run_addresses(step.backward, table)
+        if step.backward is not None:
+            run_addresses(step.backward, table)
         for low, high in step.used:
             g[low:high] = 0.0
 

@@ -23,6 +23,9 @@ LANES = 128
 CACHE_BYTES = 1 << 19
 """Room for the rows of a block; beyond that it has fewer lanes."""
 
+STREAM_BYTES = 24 << 20
+"""Arrays beyond which results go past the cache: they would not be there when they are read."""
+
 _CHUNK = 1024  # lanes a chunk has at least
 _CHUNKS = 64  # and how many chunks there are at most, so that threads find some each
 
@@ -103,6 +106,7 @@ class Lowered:
                 KIND=_OUT[out.kind],
                 ADD=int(out.add),
                 PLACED=int(out.placed),
+                STREAMED=int(out.streamed),
                 ZERO=int(out.zero),
                 LOW=out.low,
                 EXTENT=out.extent,
@@ -112,7 +116,7 @@ class Lowered:
             )
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
-        self.scratch = 8 * region.rows * (block + 1) + 2 * W.WIDTH * 8
+        self.scratch = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
 
     def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
         fields |= {"ROW": w[ROW], "BUFFER": w[BUFFER], "OFFSET": w[OFFSET], "INDEX": w[INDEX]}
@@ -133,7 +137,7 @@ class _Out:
         self.low = self.offset + sum(r for r in reach if r < 0)
         self.extent = sum(map(abs, reach)) + 1
         self.kind = ""
-        self.zero = self.placed = False
+        self.zero = self.placed = self.streamed = False
         self.window = w
         self.lead: _Out | None = None  # whose halo it shares
         self.extra = self.shift = self.halo = 0
@@ -247,7 +251,12 @@ def _choose_places(region: Region, outs: list[_Out]) -> None:
     """Let results be written where they are to go, a row to one place."""
     results = set(region.code[:, 1].tolist())
     rows = [out.row for out in outs]
+    flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
+    streams = 8 * region.size * flat > STREAM_BYTES
     for out in outs:
+        if streams and out.kind == "FLAT" and not out.add:
+            out.streamed = True
+            continue
         if out.kind == "LEAD" and rows.count(out.row) > 1:
             continue  # those that follow change what lies there
         if out.kind in ("FLAT", "LEAD") and not out.add and out.row in results:

@@ -37,6 +37,7 @@ VALUES, POOL, ADJOINTS, INDICES, IMPORTS = range(5)
 SCALARS, HOST_CALL = -1, -2
 _AXES, _WINDOW = 6, 6
 _STORE_ALL, _STORE_OUTSIDE, _REVERSE = 1, 2, 4
+_BY_OTHERS = 2
 _RECEIVED = np.array(adjoints.RECEIVED, np.int64)
 _STARTS = np.array(adjoints.STARTS, np.int64)
 _PROGRAMS = np.array(adjoints.CODE, np.int64)
@@ -133,11 +134,17 @@ class Plan:
         if self.count < 0:
             return
         self._extents = r_first, r_last, r_axes, r_shape
-        self._find_imports(tape, outside)
+        self.own: list[int] = []
+        self.in_arena: list[int] = []
+        self._own = np.full(len(tape.imports), -1, np.int64)
+        self._in_arena = np.zeros(len(tape.imports), np.uint8)
+        self._sizes: list[int] = []
+        self._find_imports(outside)
         self._list_steps()
         self._outside = outside
         self._active = np.zeros(n, np.uint8)
         self._entered = np.zeros(n, np.uint8)
+        self._cleared = np.zeros(n, np.uint8)
         self.stored = np.ones(n, np.bool_)
         if mode == "gradient":
             self._plan_gradient(seeds, active)
@@ -151,19 +158,16 @@ class Plan:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
         del self._columns, self._tables, self._hosts, self._extents, self._planning
-        del self._outside, self._active, self._entered, self._region, self._own, self._in_arena
+        del self._outside, self._active, self._entered, self._cleared
+        del self._region, self._own, self._in_arena
 
-    def _find_imports(self, tape: Tape, outside: Any) -> None:
+    def _find_imports(self, outside: Any) -> None:
         op, a, _ = self._columns
         _, _, start, n = self._hosts
-        self._own = np.full(len(tape.imports), -1, np.int64)
-        self._in_arena = np.zeros(len(tape.imports), np.uint8)
-        self.own: list[int] = []
-        self._sizes: list[int] = []
         for i in np.flatnonzero(op[start : start + n] == INPUT).tolist():
             size = int(self.first[i + 1] - self.first[i])
             number = int(a[start + i])
-            self._in_arena[number] = outside[i]
+            self._in_arena[number] = outside[i] & _BY_OTHERS
             if size >= OWN:
                 self._own[number] = len(self.own)
                 self.own.append(number)
@@ -192,7 +196,10 @@ class Plan:
             self.first, self._region, active, seeded, self._active,
         )  # fmt: skip
         kinds = op[start : start + n]
-        self._entered = (seeded | self._outside | (kinds == HOST)).astype(np.uint8)
+        self._entered = ((seeded | self._outside | (kinds == HOST)) != 0).astype(np.uint8)
+        # What does not flow on may arrive all the same, but from regions, which know better.
+        arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
+        self._cleared = (self._entered & self._active) | arrives
         inside = self._region >= 0
         used = np.zeros(self.count + 1, np.bool_)  # regions that some adjoint flows through
         used[self._region[inside & (self._active != 0)]] = True
@@ -201,7 +208,10 @@ class Plan:
         touched = np.zeros(len(self.own), np.uint8)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
-            if step.kind < 0 or not used[step.kind]:
+            if step.kind < 0:
+                continue
+            step.used = self._used(step.kind)
+            if not used[step.kind]:
                 continue
             if i == self.fused:
                 step.backward = self._write(step.kind, _STORE_OUTSIDE | _REVERSE, step, touched)
@@ -260,13 +270,12 @@ class Plan:
                 for low, high in (row[:2], row[2:])
                 if high > low
             ]
-            step.used = self._used(start, stop, r)
         return self._region_of(shape[:axes], code, inputs, outputs, constants, counts)
 
-    def _used(self, start: int, stop: int, r: int) -> list[tuple[int, int]]:
-        """Return the stretches of adjoints that a region takes in, neighbours together."""
-        chosen = (self._region[start:stop] == r) & (self._active[start:stop] != 0)
-        chosen &= self._entered[start:stop] != 0
+    def _used(self, r: int) -> list[tuple[int, int]]:
+        """Return the stretches of adjoints that a region uses up, neighbours together."""
+        start, stop = int(self._extents[0][r]), int(self._extents[1][r]) + 1
+        chosen = (self._region[start:stop] == r) & (self._cleared[start:stop] != 0)
         found: list[tuple[int, int]] = []
         for i in (start + np.flatnonzero(chosen)).tolist():
             low, high = int(self.first[i]), int(self.first[i + 1])

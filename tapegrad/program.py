@@ -230,7 +230,8 @@ class Program:
         if _any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            self._run(leaves)
+            # Without decisions to check, the backward sweep computes what it needs as it goes.
+            self._run(leaves, evaluate=len(self.decisions) > 0)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(
@@ -238,6 +239,8 @@ class Program:
                     f"use its vjp or jacobian{at_caller()}"
                 )
             totals = self._reverse([(output, np.ones(1))])
+            if output.cells is not None and not execute.has_values(self.tape, output.cells, 1):
+                execute.evaluate(self.tape)
             return self._read(), self._pick(self._cotangents(totals), argnums)
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
@@ -582,13 +585,15 @@ class Program:
                 )
         return values
 
-    def _run(self, leaves: Sequence[Any]) -> None:
+    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
         tape = self.tape
         v = tape.arena.v.array
         for known, value in zip(self._inputs, self._checked(leaves), strict=True):
             if known is not None:
                 v[known.cell : known.cell + known.size] = value.ravel()
-        tape.done = tape.done_cell = 0
+        tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        if not evaluate:
+            return
         execute.evaluate(tape)
         changed = self.decisions.check(v)
         if changed is not None:

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from .rolled import Replays
 
 BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
-# A recorder starts a new tape beyond this many cells, so that what no live array can reach any more
-# is reclaimed piece by piece; much earlier when somebody looks at a value, as in a loop that never
-# calls backward.
-SEGMENT_CELLS = 1 << 24
+# A recorder starts a new tape beyond this many instructions or cells, so that what no live array
+# can reach any more is reclaimed piece by piece; much earlier when somebody looks at a value, as in
+# a loop that never calls backward. Cells of arrays cost nothing until they are computed, and few
+# are.
+SEGMENT = 1 << 24
+SEGMENT_CELLS = 1 << 30
 LOOK_CELLS = 1 << 20
 SMALL_CELLS = 1 << 14  # closed tapes of up to this many cells move to arrays of just their size
 LENT_SIZE = 256  # elements from which borrowing an import is worth the trouble
@@ -416,14 +418,14 @@ class Tape:
             return False
         return holder.tape is None or not holder.tape.open
 
-    def outgrows(self, limit: int) -> bool:
-        """Whether the tape has more than `limit` cells, and imports are a small part of them.
+    def outgrows(self, instructions: int, cells: int) -> bool:
+        """Whether the tape is larger than that, and imports are a small part of it.
 
-        A pinned tape and the recording of a program never do: they stay one tape.
+        A pinned tape and the recording of a program never are: they stay one tape.
         """
-        if self.pinned or self._is_program:
+        if self.next_cell <= cells and self.n + len(self.code) // 3 <= instructions:
             return False
-        return self.next_cell > limit and self.next_cell > 4 * self.input_cells
+        return not (self.pinned or self._is_program) and self.next_cell > 4 * self.input_cells
 
     @property
     def _is_program(self) -> bool:
@@ -506,7 +508,7 @@ def _look(tape: Tape, cells: Any, size: int) -> None:
     check_usable(tape)
     if not execute.has_values(tape, cells, size):
         execute.evaluate(tape)
-    if tape is recorder.tape and tape.outgrows(LOOK_CELLS):
+    if tape is recorder.tape and tape.outgrows(LOOK_CELLS, LOOK_CELLS):
         recorder.turn_over()
 
 
@@ -585,7 +587,7 @@ class Recorder(threading.local):
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""
-        if self.tape.outgrows(SEGMENT_CELLS):
+        if self.tape.outgrows(SEGMENT, SEGMENT_CELLS):
             self.turn_over()
         return self.tape
 

@@ -129,6 +129,18 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+_kernel: tuple[Any, int] | None = None
+
+
+def load_kernel() -> tuple[Any, int]:
+    """Load the compiled executor: its entry, and the address that it asks for."""
+    global _kernel
+    from .kernels.cpu import regions  # numba comes with it
+
+    _kernel = regions.run, regions.compile_all()
+    return _kernel
+
+
 def aligned(room: np.ndarray[Any, Any]) -> int:
     """Return the first address in `room` that vectors like."""
     return -(-int(room.ctypes.data) // _ALIGNED) * _ALIGNED
@@ -157,8 +169,7 @@ def run_region(region: Region, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
 
 def run_addresses(region: Region, addresses: list[int]) -> None:
     """Run a region on buffers that are known by their addresses; whoever calls keeps them alive."""
-    from .kernels.cpu.regions import run  # numba comes with it
-
+    run, blocks = _kernel or load_kernel()
     if region.size == 0:
         return
     lowered = lower(region)
@@ -173,7 +184,7 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     chunks = lowered.chunks
     threads = _pool.size
     if threads == 1 or chunks == 1 or region.size * (len(region.code) + 4) < WORTH:
-        run(words, buffers, 0, chunks, 1, _scratch.address(lowered.scratch))
+        run(words, buffers, 0, chunks, 1, _scratch.address(lowered.scratch), blocks)
         return
     queue = itertools.count()
 
@@ -182,13 +193,13 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
         for c in queue:
             if c >= chunks:
                 return
-            run(words, buffers, c, c + 1, 0, scratch)
+            run(words, buffers, c, c + 1, 0, scratch, blocks)
 
-    run(words, buffers, 0, 0, 2, 0)
+    run(words, buffers, 0, 0, 2, 0, blocks)
     helpers = [_pool.helpers().submit(work) for _ in range(min(threads, chunks) - 1)]
     try:
         work()
     finally:
         for helper in helpers:
             helper.result()
-    run(words, buffers, 0, 0, 4, 0)
+    run(words, buffers, 0, 0, 4, 0, blocks)

@@ -45,6 +45,7 @@ VALUES, POOL, ADJOINTS, INDICES, IMPORTS = 0, 1, 2, 3, 4
 AXES = 6  # that a region has at most
 WINDOW = 6  # words of a window before its strides, as in tapegrad/region.py
 NONE = 1 << 40
+BY_REGIONS, BY_OTHERS = 1, 2
 STORE_ALL, STORE_OUTSIDE, REVERSE = 1, 2, 4
 
 
@@ -172,8 +173,8 @@ def partition(
     region
         Filled in: region by instruction, or -1.
     outside
-        Filled in: whether an instruction's cells are used other than lane by lane in its region;
-        for imports, whether scalar instructions or those of the host use them.
+        Filled in: who uses an instruction's cells other than lane by lane in its region:
+        `BY_REGIONS`, or `BY_OTHERS`, which are scalar instructions and those of the host.
     r_first, r_last, r_axes, r_shape
         Filled in, by region: its first and last instruction, and its shape.
 
@@ -198,7 +199,7 @@ def partition(
     for i in range(n):
         j = i0 + i
         o = op[j]
-        if o == INPUT or o == CONST:
+        if o in (INPUT, CONST):
             continue
         if o != LANES and not (o == HOST and host_at[a[j]] >= 0):
             current = -1
@@ -208,15 +209,15 @@ def partition(
                     low = producer(first, n, h[at + 1 + 2 * pair])
                     high = producer(first, n, h[at + 2 + 2 * pair])
                     for p in range(max(low, 0), high + 1):
-                        outside[p] = 1
+                        outside[p] |= BY_OTHERS
             else:
                 p = producer(first, n, a[j])
                 if p >= 0:
-                    outside[p] = 1
+                    outside[p] |= BY_OTHERS
                 if kinds[o] == BINARY or kinds[o] == TERNARY:
                     p = producer(first, n, b[j])
                     if p >= 0:
-                        outside[p] = 1
+                        outside[p] |= BY_OTHERS
             continue
         t = d if o == LANES else h
         at = a[j] if o == LANES else host_at[a[j]]
@@ -234,7 +235,7 @@ def partition(
         where = shape + axes
         for _ in range(operands):
             kind = t[where]
-            if kind == CELLS or kind == INDEXED:
+            if kind in (CELLS, INDEXED):
                 low, high = reach(t, where, axes, shape, x)
                 p = producer(first, n, low)
                 q = producer(first, n, high)
@@ -274,7 +275,7 @@ def partition(
         where = shape + axes
         for _ in range(operands):
             kind = t[where]
-            if kind == CELLS or kind == INDEXED:
+            if kind in (CELLS, INDEXED):
                 low, high = reach(t, where, axes, shape, x)
                 p = producer(first, n, low)
                 q = producer(first, n, high)
@@ -285,8 +286,7 @@ def partition(
                 )  # fmt: skip
                 if not (exact and region[p] == current):
                     for s in range(max(p, 0), q + 1):
-                        if op[i0 + s] != INPUT:
-                            outside[s] = 1
+                        outside[s] |= BY_REGIONS
             where += 2 + axes
     return count
 
@@ -327,7 +327,7 @@ def find_active(
             where = shape + axes
             for k in range(arity[t[at]] if o == LANES else 1):
                 kind = t[where]
-                if (kind == CELLS or kind == INDEXED) and (o == HOST or received[t[at], k] >= 0):
+                if (kind in (CELLS, INDEXED)) and (o == HOST or received[t[at], k] >= 0):
                     low, high = reach(t, where, axes, shape, x)
                     if any_active(active, first, n, low, high):
                         active[i] = 1
@@ -341,7 +341,7 @@ def find_active(
         if not (reached[i] and active[i]):
             active[i] = 0
             continue
-        if o == INPUT or o == CONST:
+        if o in (INPUT, CONST):
             continue
         if region[i] >= 0:
             t = d if o == LANES else h
@@ -351,7 +351,7 @@ def find_active(
             where = shape + axes
             for k in range(arity[t[at]] if o == LANES else 1):
                 kind = t[where]
-                if (kind == CELLS or kind == INDEXED) and (o == HOST or received[t[at], k] >= 0):
+                if (kind in (CELLS, INDEXED)) and (o == HOST or received[t[at], k] >= 0):
                     low, high = reach(t, where, axes, shape, x)
                     last = producer(first, n, high)
                     for p in range(max(producer(first, n, low), 0), last + 1):
@@ -657,7 +657,7 @@ def write(
         for k in range(operands):
             kind = t[where]
             slot = received[t[at], k] if o == LANES else SEED
-            if slot >= 0 and (kind == CELLS or kind == INDEXED):
+            if slot >= 0 and (kind in (CELLS, INDEXED)):
                 low, high = reach(t, where, axes, shape, x)
                 if any_active(active, first, n, low, high):
                     amount = seed

@@ -14,7 +14,8 @@ from tapegrad.ops.table import OPERATOR_ROWS, TABLE
 OUT, SEED, TEMPORARY, CONSTANT = 3, 4, 8, 64
 NOTHING = -1
 
-_DOC = """# Slots: 0 to 2 are the operands x, y, z, 3 is the value and 4 its adjoint; from 8 on come the
+_DOC = """\
+# Slots: 0 to 2 are the operands x, y, z, 3 is the value and 4 its adjoint; from 8 on come the
 # results of the row's own instructions, and from 64 on the constants.
 OUT, SEED, TEMPORARY, CONSTANT = 3, 4, 8, 64
 """
@@ -45,7 +46,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
             _DOC,
             _sequence("CONSTANTS", "tuple[float, ...]", constants),
             _sequence("STARTS", "tuple[int, ...]", starts),
-            '"""By opcode: where its instructions start in `CODE`; they end where the next do."""\n',
+            '"""By opcode: where its instructions start in `CODE`, and those of the next."""\n',
             _sequence("CODE", "tuple[tuple[int, int, int, int], ...]", code),
             '"""Opcode and slots of the operands of each instruction."""\n',
             _sequence("RECEIVED", "tuple[tuple[int, int, int], ...]", received),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from tapegrad.kernels.emit.language import HEADER, WIDTH, compiled, names_in, tree
-from tapegrad.kernels.emit.library import preamble, simd_mark
+from tapegrad.kernels.emit.language import HEADER, WIDTH, compiled, names_in, natural, tree
+from tapegrad.kernels.emit.library import preamble, simd_mark, vector_library, vector_names
 from tapegrad.kernels.emit.numbering import CELLS, Opcode
 from tapegrad.kernels.emit.regions_driver import DRIVER, constants
 from tapegrad.kernels.emit.scalar import chain
@@ -68,17 +68,16 @@ def rare(o, x, y, z):
     return value
 
 
-@helper
 def block(code, instructions, rows, lanes):
     """Run all instructions on one block of lanes; `rows` holds the address of each row."""
     vectors = (lanes + WIDTH - 1) // WIDTH
     stop = vectors * VECTOR
     for at in range(code, code + 10 * instructions, 10):
         o = read_u16(at)
-        r = read_i64(rows + 8 * read_u16(at + 2))
-        x = read_i64(rows + 8 * read_u16(at + 4))
-        y = read_i64(rows + 8 * read_u16(at + 6))
-        z = read_i64(rows + 8 * read_u16(at + 8))
+        r = word(rows, read_u16(at + 2))
+        x = word(rows, read_u16(at + 4))
+        y = word(rows, read_u16(at + 6))
+        z = word(rows, read_u16(at + 8))
 {cases}
         else:
             for m in range(0, 8 * lanes, 8):
@@ -107,33 +106,38 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
             if name.isupper()
         }
     )
+    functions = vector_names()
+    expanded = {
+        functions[name]
+        for opcode in vectorised
+        for name in called(_text(opcode.row)) & set(functions)
+    }
+    names, library = vector_library(expanded)
     header = HEADER.format(title="The executor of regions: programs over lanes, in vectors.")
     body = [
         _NUMBERS.format(mark=simd_mark()) + constants(),
+        library + "\n",
         _HELPERS,
         _BLOCK.format(rare=chain(rare, _rare, "    "), cases=chain(vectorised, _case, "        ")),
         DRIVER,
     ]
-    top = preamble(used).replace(_JIT, _SIMD_IMPORTS)
+    imported = sorted({*_SIMD_NAMES, *names}, key=natural)
+    lines = "".join(f"    {name},\n" for name in imported)
+    top = preamble(used).replace(_JIT, _SIMD_IMPORTS.format(names=lines))
+    top = top.replace("import math\n", "import math\nfrom typing import Any\n")
     return "\n".join([header, top, "\n\n".join(body)])
 
 
 _JIT = "from tapegrad.kernels.cpu.jit import helper, kernel\n"
 _SIMD_IMPORTS = """from tapegrad.kernels.cpu import simd
-from tapegrad.kernels.cpu.jit import helper, kernel
+from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
 from tapegrad.kernels.cpu.simd import (
-    fabs,
-    load,
-    read_f64,
-    read_i64,
-    read_u16,
-    read_u32,
-    select,
-    store,
-    write_f64,
-    write_i64,
-)
+{names})
 """
+_SIMD_NAMES = (
+    *("fabs", "load", "read_f64", "read_u16", "read_u32", "select", "store"),
+    *("write_f64", "write_i64"),
+)
 _NUMBERS = """WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
 SIMD_TEXT = "{mark}"
@@ -142,7 +146,12 @@ SIMD_TEXT = "{mark}"
 
 def has_vectors(row: Row) -> bool:
     """Whether the value of a row is computed in vectors."""
-    return called(row.out) <= {*_SIMD, *_OWN, *_COMPARED}
+    return called(_text(row)) <= {*_SIMD, *_OWN, *_COMPARED, *vector_names()}
+
+
+def _text(row: Row) -> str:
+    """Return the expression of a row's value: a function of its name, if vectors have that."""
+    return f"{row.name}({', '.join(row.operands)})" if row.name in vector_names() else row.out
 
 
 def _rare(opcode: Opcode) -> list[str]:
@@ -151,7 +160,7 @@ def _rare(opcode: Opcode) -> list[str]:
 
 def _case(opcode: Opcode) -> list[str]:
     names = {name: f"load({name} + m)" for name in opcode.row.operands}
-    text = vectors(parse(opcode.row.out))
+    text = vectors(parse(_text(opcode.row)))
     node = parse(text)
     twice = [n for n in opcode.row.operands if _occurrences(node, n) > 1]
     lines = [f"{n}m = load({n} + m)" for n in twice]
@@ -210,4 +219,5 @@ class _Vectors(ast.NodeTransformer):
         arguments = [ast.unparse(argument) for argument in node.args]
         if name in _COMPARED:
             return parse(_COMPARED[name].format(*arguments))
-        return parse(f"{(_SIMD | _OWN)[name]}({', '.join(arguments)})")
+        known = vector_names() | _SIMD | _OWN
+        return parse(f"{known[name]}({', '.join(arguments)})")

@@ -13,6 +13,7 @@ def constants() -> str:
     lines += [
         f"HEADER_BYTES = {8 * words.HEADER_WORDS}",
         f"WINDOW_BYTES = {8 * words.WINDOW_WORDS}",
+        f"PAD = {words.PAD}  # bytes between rows, lest they meet in one place of the cache",
     ]
     # A window and a region have no word of the same name.
     assert not set(words.HEADER) & set(words.WINDOW)
@@ -20,12 +21,6 @@ def constants() -> str:
 
 
 DRIVER = '''@helper
-def word(at, number):
-    """Return a word of a region or of a window."""
-    return read_i64(at + 8 * number)
-
-
-@helper
 def copy(target, source, lanes):
     """Copy numbers."""
     whole = lanes // WIDTH * VECTOR
@@ -198,11 +193,11 @@ def clear(d, w, buffers):
         write_f64(target + 8 * place, 0.0)
 
 
-@helper
+@inlined
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
-    pitch = 8 * block
+    pitch = 8 * block + PAD
     for r in range(word(d, ROWS)):
         write_i64(rows + 8 * r, first + r * pitch)
     lanes = min(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
@@ -232,10 +227,10 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
-    pitch = 8 * word(d, BLOCK)
+    pitch = 8 * word(d, BLOCK) + PAD
     padded = (lanes + WIDTH - 1) // WIDTH * WIDTH
     w = d + HEADER_BYTES
     for _ in range(word(d, INPUTS)):
@@ -260,10 +255,10 @@ def owned(d, w, lane, lanes, stop):
     return max(0, min(lanes, stop - lane - word(w, SHIFT)))
 
 
-@helper
+@inlined
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
-    pitch = 8 * word(d, BLOCK)
+    pitch = 8 * word(d, BLOCK) + PAD
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         if word(w, PLACED):
@@ -276,19 +271,22 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
-        row = read_i64(rows + 8 * word(w, ROW))
+        row = word(rows, word(w, ROW))
         target = word(buffers, word(w, BUFFER))
         flat = target + 8 * (word(w, OFFSET) + lane)
         adds = word(w, ADD)
         if kind == FLAT:
             if adds:
                 add(flat, row, lanes)
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+                for m in range(0, 8 * lanes, VECTOR):
+                    simd.store_streaming(flat + m, load(row + m))
             elif row != flat:
                 copy(flat, row, lanes)
         elif kind == SUM:
@@ -323,8 +321,8 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         w += WINDOW_BYTES
 
 
-@helper
-def chunk(d, buffers, c, scratch):
+@inlined
+def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
     stop = min(word(d, SIZE), start + word(d, CHUNK))
@@ -335,12 +333,12 @@ def chunk(d, buffers, c, scratch):
         lanes = min(word(d, BLOCK), stop - lane)
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
-        block(word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        call_native(blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
         carry_out(d, buffers, c, lane, lanes, stop, scratch)
         lane += lanes
 
 
-@helper
+@inlined
 def prepare(d, buffers):
     """Make zero what several windows are going to add to."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -350,7 +348,7 @@ def prepare(d, buffers):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def finish(d, buffers):
     """Add up what the chunks have put aside, in their order."""
     chunks = word(d, CHUNKS)
@@ -391,7 +389,7 @@ def finish(d, buffers):
 
 
 @kernel
-def run(d, buffers, first, stop, whole, scratch):
+def run(d, buffers, first, stop, whole, scratch, blocks):
     """Run the chunks from `first` to `stop` of a region.
 
     Parameters
@@ -407,19 +405,25 @@ def run(d, buffers, first, stop, whole, scratch):
         chunks 0 to 0 with 2, and the last one for none with 4.
     scratch : int
         Address of room for the rows of a block.
+    blocks : int
+        Address of `block`, compiled.
     """
     if whole & 3:
         prepare(d, buffers)
     for c in range(first, stop):
-        chunk(d, buffers, c, scratch)
+        chunk(d, buffers, c, scratch, blocks)
     if whole & 5:
         finish(d, buffers)
 
 
-SIGNATURES = {"run": "void(int64, int64, int64, int64, int64, int64)"}
+SIGNATURES = {
+    "block": "void(int64, int64, int64, int64)",
+    "run": "void(int64, int64, int64, int64, int64, int64, int64)",
+}
 
 
-def compile_all() -> None:
-    """Compile the executor, or load it from the cache."""
+def compile_all() -> int:
+    """Compile the executor, or load it from the cache; return the address that `run` asks for."""
     run.compile(SIGNATURES["run"])
+    return native(block, SIGNATURES["block"])
 '''
