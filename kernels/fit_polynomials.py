@@ -6,7 +6,7 @@ its weight (Remez's exchange, in 50 digits), of the lowest degree whose error is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,14 @@ class Fit:
     doc: str
 
 
+def evaluate(coefficients: Sequence[Any], x: Any) -> Any:
+    """Return the polynomial at x, by Horner's rule."""
+    total = mp.mpf(0)
+    for c in reversed(coefficients):
+        total = total * x + c
+    return total
+
+
 def remez(function: Function, low: Any, high: Any, degree: int, weight: Function) -> Any:
     """Return the coefficients of the weighted minimax polynomial, and its greatest error."""
     count = degree + 2
@@ -54,7 +62,7 @@ def remez(function: Function, low: Any, high: Any, degree: int, weight: Function
         ]
         solution = mp.lu_solve(mp.matrix(rows), mp.matrix([function(x) for x in points]))
         coefficients = list(solution)[:-1]
-        errors = [(mp.polyval(coefficients[::-1], x) - f) * w for x, f, w in table]
+        errors = [(evaluate(coefficients, x) - f) * w for x, f, w in table]
         points = _extrema(grid, errors, count)
         worst = max(abs(e) for e in errors)
         if worst <= abs(solution[degree + 1]) * mp.mpf("1.02"):

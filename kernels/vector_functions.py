@@ -140,8 +140,9 @@ def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:
     """Return n and y with 2**(x + x_lo) = 2**n y and y between the roots of 1/2 and 2."""
     t = x + ROUNDER
     r = (x - (t - ROUNDER)) + x_lo
-    y = fma(r * r, polynomial(r, EXP2_FIT), r * 0.6931471805599453) + 1.0
-    return bits(t) - ROUNDER_BITS, y
+    p = r * 0.6931471805599453
+    y = p + 1.0
+    return bits(t) - ROUNDER_BITS, y + fma(r * r, polynomial(r, EXP2_FIT), (1.0 - y) + p)
 
 
 def vexp2(x: V) -> V:
@@ -342,12 +343,18 @@ def vxlog1py(x: V, y: V) -> V:
     return select((x == 0.0) & (y == y), 0.0, x * vlog1p(y))
 
 
-def log1p_unit(e: V) -> V:
-    """Return log(1 + e) for 0 <= e <= 1."""
+def log1p_rest(e: V) -> V:
+    """Return log(1 + e) - e for 0 <= e <= 1."""
     s = e / (e + 2.0)
     z = s * s
     h = 0.5 * e * e
-    return e - (h - s * fma(z, polynomial(z, LOG_UNIT_FIT), h))
+    return s * fma(z, polynomial(z, LOG_UNIT_FIT), h) - h
+
+
+def plus_log1p(x: V, e: V) -> V:
+    """Return x + log(1 + e) for 0 <= e <= 1."""
+    y, y_lo = two_sum(x, e)
+    return select(fabs(x) < inf, y + (y_lo + log1p_rest(e)), x + e)
 
 
 def vexpit(x: V) -> V:
@@ -360,24 +367,29 @@ def vexpit(x: V) -> V:
 
 def vsoftplus(x: V) -> V:
     """Return log(1 + exp(x))."""
-    return maximum(x, 0.0) + log1p_unit(vexp(-fabs(x)))
+    return plus_log1p(maximum(x, 0.0), vexp(-fabs(x)))
 
 
 def vlog_expit(x: V) -> V:
     """Return log(expit(x))."""
-    return minimum(x, 0.0) - log1p_unit(vexp(-fabs(x)))
+    return -plus_log1p(maximum(-x, 0.0), vexp(-fabs(x)))
 
 
 def vlogaddexp(x: V, y: V) -> V:
     """Return log(exp(x) + exp(y))."""
     d = select(x == y, 0.0, x - y)  # Equal infinities differ by nothing.
-    return maximum(x, y) + log1p_unit(vexp(-fabs(d)))
+    return plus_log1p(maximum(x, y), vexp(-fabs(d)))
 
 
 def vlogaddexp2(x: V, y: V) -> V:
     """Return log2(2**x + 2**y)."""
-    d = select(x == y, 0.0, x - y)
-    return maximum(x, y) + 1.4426950408889634 * log1p_unit(vexp2(-fabs(d)))
+    e = vexp2(-fabs(x - y))
+    m = maximum(x, y)
+    p = e * LOG2E_PAIR[0]
+    p_lo = fma(log1p_rest(e), LOG2E_PAIR[0], product_error(e, LOG2E_PAIR[0], p))
+    h, h_lo = two_sum(m, p)
+    result = select(fabs(m) < inf, h + (h_lo + p_lo), m + p)
+    return select(x == y, x + 1.0, result)  # Exact, also of equal infinities.
 
 
 # Powers -----------------------------------------------------------------------------------------

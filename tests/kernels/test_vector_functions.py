@@ -1,0 +1,109 @@
+"""Vector functions are right to 2 units in the last place everywhere, and are packed instructions.
+
+The reference is mpmath. Where an operand or the result is not finite, or the result is a zero whose
+sign matters, it is NumPy or SciPy.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+import pytest
+
+from tapegrad.kernels import coefficients, fit_polynomials, ulp
+from tapegrad.kernels.emit import library
+
+NAMES = tuple(dict.fromkeys(case.name for case in ulp.CASES))
+CASES = [
+    pytest.param(c, id=c.name if c.result is None else f"{c.name}-{c.result}") for c in ulp.CASES
+]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return ulp.driver(NAMES, tmp_path_factory.mktemp("driver") / "vector_driver.py")
+
+
+def test_every_function_is_measured() -> None:
+    assert set(NAMES) == set(library.vector_names())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_errors_are_at_most_two_units(driver: Any, case: ulp.Case) -> None:
+    greatest, where = ulp.worst(driver, case, 1000, seed=7)
+    assert greatest <= 2.0, f"{greatest} units at {where}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_special_numbers(driver: Any, case: ulp.Case) -> None:
+    x = ulp.specials(case)
+    got = ulp.apply(driver, case, *x)
+    with np.errstate(all="ignore"):
+        want = ulp.other(case.other)(*x)
+    finite = np.isfinite(x).all(axis=0) & np.isfinite(want) & (want != 0)
+    if case.name == "arctan2":  # Angles of points on the axes depend on the sign of a zero.
+        finite &= (x != 0).all(axis=0)
+    np.testing.assert_array_equal(got[~finite], want[~finite])
+    zero = want == 0
+    np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]))
+    for i in np.flatnonzero(finite):
+        assert ulp.error(case, x[:, i], got[i]) <= 2.0, f"at {x[:, i]}"
+
+
+@pytest.mark.parametrize("wanted", fit_polynomials.FITS, ids=lambda wanted: wanted.name)
+def test_coefficients_are_as_good_as_they_say(wanted: fit_polynomials.Fit) -> None:
+    """The error of the polynomial as committed, with coefficients rounded to floats."""
+    polynomial = getattr(coefficients, wanted.name)
+    with mp.workdps(60):
+        for x in mp.linspace(wanted.low, wanted.high, 37):
+            error = (fit_polynomials.evaluate(polynomial, x) - wanted.function(x)) * wanted.weight(
+                x
+            )
+            # Rounding moves each term by at most half of its last place.
+            terms = fit_polynomials.evaluate([abs(c) for c in polynomial], abs(x))
+            assert abs(error) <= wanted.target + terms * wanted.weight(x) * 2.0**-53
+
+
+FEATURES = {
+    "avx2": ("haswell", "+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2", "ymm"),
+    "avx512": (
+        "skylake-avx512",
+        "+avx,+avx2,+fma,+avx512f,+avx512dq,+avx512bw,+avx512vl,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2",
+        "[yz]mm",  # Compilers differ about 512 bits on this processor.
+    ),
+}
+COMPILE = """
+import sys
+from pathlib import Path
+from numba import njit
+from tapegrad.kernels import ulp
+module = ulp.driver(("exp", "log", "sin", "power"), Path(sys.argv[1]) / "packed_driver.py")
+kernel = njit(error_model="numpy")(module.apply.py_func)
+kernel.compile("void(int64, int64, int64, int64, int64)")
+print("\\n".join(kernel.inspect_asm().values()))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.parametrize("target", FEATURES)
+def test_instructions_are_packed(target: str, tmp_path: Path) -> None:
+    name, features, registers = FEATURES[target]
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    text = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(tmp_path)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    packed = re.findall(rf"\bvf[n]?madd\d+pd\s.*%{registers}", text)
+    assert len(packed) > 100  # Four functions, and a vector is two or four registers.
+    assert re.findall(r"\bv?(?:add|sub|mul|div|fn?madd\d+|fn?msub\d+)sd\s", text) == []
