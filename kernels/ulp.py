@@ -23,7 +23,7 @@ import numpy as np
 from tapegrad.kernels.emit import library
 
 Sampler = Callable[[np.random.Generator, int], Any]
-LANES = 16
+VECTOR_BYTES = 128
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
 
@@ -64,16 +64,25 @@ def quarter_turns(random: np.random.Generator, n: int) -> Any:
     return (random.integers(-640000, 640000, n) * (np.longdouble(np.pi) / 2)).astype(np.float64)
 
 
-ALL = (sized(-1074, 1023), any_number)
+def any_single(random: np.random.Generator, n: int) -> Any:
+    """Return floats of any bits in single precision."""
+    x = random.integers(0, 2**32, n, dtype=np.uint32).view(np.float32)
+    return np.where(np.isnan(x), np.float32(0), x).astype(np.float64)
+
+
+ALL = (sized(-1074, 1023), any_number, any_single)
 SIGMOID = (between(-746, 746), between(-40, 40), between(-2, 2), *ALL)
 ANGLES = (between(-1e6, 1e6), between(-7, 7), quarter_turns, sized(-30, 30), *ALL)
-POSITIVE = (near(1), between(0.5, 2), sized(-1074, 1023, signed=False), any_number)
+POSITIVE = (near(1), between(0.5, 2), sized(-1074, 1023, signed=False), any_number, any_single)
 UNIT = (between(-1, 1), near(-1, -0.5, 0.5, 1), sized(-1074, 0))
 SPECIALS = np.array([
     *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, np.inf, -np.inf, np.nan),
     *(5e-324, -5e-324, 2.2250738585072014e-308, -2.2250738585072014e-308, 1e-310),
     *(1.7976931348623157e308, -1.7976931348623157e308, 1e-17, -1e-17, 1e17, 1e6, -1e6),
 ])  # fmt: skip
+with np.errstate(over="ignore", under="ignore"):
+    SPECIALS32 = np.unique(SPECIALS.astype(np.float32))
+SPECIALS32 = np.concatenate([SPECIALS32, np.float32([-0.0, 1e-45, -1e-45, 1e-40, 3e38, -3e38])])
 
 
 def pairs(*samplers: Sampler) -> tuple[Sampler, ...]:
@@ -195,27 +204,28 @@ def other(name: str) -> Callable[..., Any]:
 # How it is measured -----------------------------------------------------------------------------
 
 
-def driver(names: tuple[str, ...], path: Path) -> Any:
+def driver(names: tuple[str, ...], path: Path, single: bool = False) -> Any:
     """Write and import a module whose `apply(case, x, y, out, vectors)` runs these functions."""
     cases = [case for case in CASES if case.name in names]
-    simd, text = library.vector_library({f"v{name}" for name in names})
+    simd, text = library.vector_library({f"v{name}" for name in names}, single)
+    load, store, suffix = ("load_f32", "store_f32", "32") if single else ("load", "store", "")
     lines = [
         "from __future__ import annotations\n",
         "import math\nfrom math import inf, nan\nfrom typing import Any\n",
         "from tapegrad.kernels.cpu import simd",
         "from tapegrad.kernels.cpu.jit import helper, kernel",
-        f"from tapegrad.kernels.cpu.simd import {', '.join(sorted({*simd, 'load', 'store'}))}\n",
+        f"from tapegrad.kernels.cpu.simd import {', '.join(sorted({*simd, load, store}))}\n",
         f"SIMD_TEXT = {library.simd_mark()!r}",
         text,
         "\n\n@kernel\ndef apply(case, x, y, out, vectors):",
     ]
     for case in cases:
-        operands = ", ".join(f"load({x} + i)" for x in ("x", "y")[: case.arity])
+        operands = ", ".join(f"{load}({x} + i)" for x in ("x", "y")[: case.arity])
         result = "" if case.result is None else f"[{case.result}]"
         lines += [
             f"    if case == {CASES.index(case)}:",
             "        for i in range(0, 128 * vectors, 128):",
-            f"            store(out + i, v{case.name}({operands}){result})",
+            f"            {store}(out + i, v{case.name}{suffix}({operands}){result})",
         ]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -226,35 +236,56 @@ def driver(names: tuple[str, ...], path: Path) -> Any:
     return module
 
 
-def apply(module: Any, case: Case, *operands: Any) -> Any:
-    """Return the function of arrays, of a multiple of 16 elements, by the compiled driver."""
-    x, y = (np.ascontiguousarray(operands[i], np.float64) for i in (0, -1))
+def apply(module: Any, case: Case, operands: Any) -> Any:
+    """Return the function of the rows of an array, of whole vectors, by the compiled driver."""
+    x, y = (np.ascontiguousarray(operands[i]) for i in (0, -1))
     out = np.empty_like(x)
     addresses = (x.ctypes.data, y.ctypes.data, out.ctypes.data)
-    module.apply(CASES.index(case), *addresses, x.size // LANES)
+    module.apply(CASES.index(case), *addresses, x.nbytes // VECTOR_BYTES)
     return out
 
 
-def points(case: Case, count: int, seed: int = 0) -> Any:
-    """Return operands, of shape (arity, a multiple of 16), where every function value is finite."""
+def points(case: Case, count: int, seed: int = 0, single: bool = False) -> Any:
+    """Return operands, of shape (arity, whole vectors), where every function value is finite."""
     random = np.random.default_rng(seed)
     each = -(-count // len(case.samplers))
     parts = [sampler(random, each).reshape(case.arity, -1) for sampler in case.samplers]
-    x = np.concatenate(parts, axis=1)
     with np.errstate(all="ignore"):
+        x = np.concatenate(parts, axis=1).astype(np.float32 if single else np.float64)
         wanted = np.isfinite(x).all(axis=0) & np.isfinite(other(case.other)(*x))
     x = x[:, wanted]
-    return np.ascontiguousarray(x[:, : x.shape[1] // LANES * LANES])
+    lanes = VECTOR_BYTES // x.itemsize
+    return np.ascontiguousarray(x[:, : x.shape[1] // lanes * lanes])
 
 
-def specials(case: Case) -> Any:
+def specials(case: Case, single: bool = False) -> Any:
     """Return all combinations of zeros, infinities, nan, subnormals and other hard numbers."""
-    x = np.stack([a.ravel() for a in np.meshgrid(*(SPECIALS,) * case.arity)])
-    return np.concatenate([x, np.ones((case.arity, -x.shape[1] % LANES))], axis=1)
+    numbers = SPECIALS32 if single else SPECIALS
+    x = np.stack([a.ravel() for a in np.meshgrid(*(numbers,) * case.arity)])
+    lanes = VECTOR_BYTES // x.itemsize
+    return np.concatenate([x, np.ones((case.arity, -x.shape[1] % lanes), x.dtype)], axis=1)
 
 
-def error(case: Case, operands: Any, got: float) -> float:
-    """Return by how many units in the last place a result is off."""
+def errors(case: Case, operands: Any, got: Any) -> Any:
+    """Return by how many units in the last place results are off, an array.
+
+    Results in single precision are compared with NumPy's and SciPy's in double precision, whose
+    errors are a thousand million times less than their unit.
+    """
+    if got.dtype == np.float64:
+        return np.array([_error(case, x, y) for x, y in zip(operands.T, got, strict=True)])
+    numbers = operands.astype(np.float64)
+    with np.errstate(all="ignore"):
+        exact = other(case.other)(*numbers)
+    size = np.abs(exact)
+    if case.scale is not None:
+        size = np.maximum(size, np.abs(numbers).max(axis=0))
+    value = got.astype(np.float64)
+    value = np.where(np.isinf(value), np.copysign(2.0**128, value), value)
+    return np.ldexp(np.abs(value - exact), -np.maximum(np.frexp(size)[1] - 24, -149))
+
+
+def _error(case: Case, operands: Any, got: float) -> float:
     numbers = [mp.mpf(float(x)) for x in operands]
     with mp.workprec(250):
         exact = case.exact(*numbers)
@@ -267,13 +298,14 @@ def error(case: Case, operands: Any, got: float) -> float:
         return float(abs(value - exact) * mp.ldexp(1, -exponent))
 
 
-def worst(module: Any, case: Case, count: int, seed: int = 0) -> tuple[float, Any]:
+def worst(
+    module: Any, case: Case, count: int, seed: int = 0, single: bool = False
+) -> tuple[float, Any]:
     """Return the greatest error at about `count` points, and the operands there."""
-    x = points(case, count, seed)
-    got = apply(module, case, *x)
-    errors = [error(case, x[:, i], got[i]) for i in range(got.size)]
-    i = int(np.argmax(errors))
-    return errors[i], x[:, i]
+    x = points(case, count, seed, single)
+    off = errors(case, x, apply(module, case, x))
+    i = int(np.argmax(off))
+    return float(off[i]), x[:, i]
 
 
 def nanoseconds(run: Callable[[], Any], elements: int) -> float:
@@ -287,31 +319,32 @@ def nanoseconds(run: Callable[[], Any], elements: int) -> float:
     return float(best) / 10 / elements * 1e9
 
 
-def speeds(module: Any, case: Case) -> tuple[float, float]:
+def speeds(module: Any, case: Case, dtype: Any) -> tuple[float, float]:
     """Return nanoseconds an element, of the vector function and of NumPy's or SciPy's."""
     n = 4096
-    x, y = np.random.default_rng(1).uniform(*case.timed, (2, n))
-    out = np.empty(n)
+    x, y = np.random.default_rng(1).uniform(*case.timed, (2, n)).astype(dtype)
+    out = np.empty_like(x)
     which, *addresses = CASES.index(case), x.ctypes.data, y.ctypes.data, out.ctypes.data
     function, operands = other(case.other), (x, y)[: case.arity]
     return (
-        nanoseconds(lambda: module.apply(which, *addresses, n // LANES), n),
+        nanoseconds(lambda: module.apply(which, *addresses, x.nbytes // VECTOR_BYTES), n),
         nanoseconds(lambda: function(*operands, out=out), n),
     )
 
 
 HEAD = """# Accuracy and speed of the vector functions
 
-Errors are in units in the last place (ULP) of a float64, against mpmath: the greatest among about
-{count:,} points over the function's whole range, with subnormal and huge numbers. Zeros, infinities
-and nan are compared with NumPy and SciPy in the tests. Written by `python -m tapegrad.kernels.ulp`
-on {machine}; the times are nanoseconds an element, in cache, one thread.
+Errors are in units in the last place (ULP): the greatest among about {count:,} points over the
+whole range of the function, with subnormal and huge numbers, in float64 against mpmath, in float32
+at ten times as many points against float64. Zeros, infinities and nan are compared with NumPy and
+SciPy in the tests. Times are nanoseconds an element, in cache, one thread; NP is NumPy or SciPy.
+Written by `python -m tapegrad.kernels.ulp` on {machine}.
 
 `logaddexp` and `logaddexp2` cancel where their result is near 0: their errors are in units of the
 largest of result and operands.
 
-| function | greatest error | at | ns | NumPy or SciPy, ns |
-|---|---:|---|---:|---:|
+| function | float64: error | at | ns | NP, ns | float32: error | ns | NP, ns |
+|---|---:|---|---:|---:|---:|---:|---:|
 """
 
 
@@ -324,17 +357,24 @@ def main(arguments: list[str] | None = None) -> int:
     names = tuple(dict.fromkeys(case.name for case in CASES))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        module = driver(names, Path(folder) / "vector_driver.py")
-        one = np.ones((2, LANES))
-        apply(module, CASES[0], *one)
-        print(f"compiled in {time.process_time() - start:.1f} s of CPU", file=sys.stderr)
+        modules = []
+        for dtype in (np.float64, np.float32):
+            start = time.process_time()
+            path = Path(folder) / f"driver_{dtype.__name__}.py"
+            modules.append(driver(names, path, dtype is np.float32))
+            apply(modules[-1], CASES[0], np.ones((1, VECTOR_BYTES), dtype))
+            seconds = time.process_time() - start
+            print(f"{dtype.__name__}: compiled in {seconds:.1f} s of CPU", file=sys.stderr)
         for case in CASES:
-            greatest, where = worst(module, case, options.points)
-            ours, theirs = speeds(module, case)
-            name = case.name if case.result is None else f"{case.name}[{case.result}]"
-            at = ", ".join(f"{x:.17g}" for x in where)
-            rows.append(f"| `{name}` | {greatest:.2f} | {at} | {ours:.2f} | {theirs:.2f} |")
+            greatest, where = worst(modules[0], case, options.points)
+            cells = [
+                f"`{case.name}`" if case.result is None else f"`{case.name}[{case.result}]`",
+                *(f"{greatest:.2f}", ", ".join(f"{x:.17g}" for x in where)),
+                *(f"{x:.2f}" for x in speeds(modules[0], case, np.float64)),
+                f"{worst(modules[1], case, 10 * options.points, single=True)[0]:.2f}",
+                *(f"{x:.2f}" for x in speeds(modules[1], case, np.float32)),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
             print(rows[-1], file=sys.stderr)
     head = HEAD.format(count=options.points, machine=f"{platform.machine()}, {platform.system()}")
     options.output.write_text(head + "\n".join([*rows, ""]), encoding="utf-8", newline="\n")

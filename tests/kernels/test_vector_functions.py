@@ -27,9 +27,11 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return ulp.driver(NAMES, tmp_path_factory.mktemp("driver") / "vector_driver.py")
+@pytest.fixture(scope="module", params=[False, True], ids=["float64", "float32"])
+def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("driver")
+    single = request.param
+    return single, ulp.driver(NAMES, folder / f"vector_driver_{single}.py", single)
 
 
 def test_every_function_is_measured() -> None:
@@ -38,38 +40,41 @@ def test_every_function_is_measured() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_errors_are_at_most_two_units(driver: Any, case: ulp.Case) -> None:
-    greatest, where = ulp.worst(driver, case, 1000, seed=7)
+    single, module = driver
+    greatest, where = ulp.worst(module, case, 30_000 if single else 1000, 7, single)
     assert greatest <= 2.0, f"{greatest} units at {where}"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_special_numbers(driver: Any, case: ulp.Case) -> None:
-    x = ulp.specials(case)
-    got = ulp.apply(driver, case, *x)
+    single, module = driver
+    x = ulp.specials(case, single)
+    got = ulp.apply(module, case, x)
     with np.errstate(all="ignore"):
-        want = ulp.other(case.other)(*x)
+        want = ulp.other(case.other)(*x.astype(np.float64)).astype(x.dtype)
     finite = np.isfinite(x).all(axis=0) & np.isfinite(want) & (want != 0)
     if case.name == "arctan2":  # Angles of points on the axes depend on the sign of a zero.
         finite &= (x != 0).all(axis=0)
     np.testing.assert_array_equal(got[~finite], want[~finite])
     zero = want == 0
     np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]))
-    for i in np.flatnonzero(finite):
-        assert ulp.error(case, x[:, i], got[i]) <= 2.0, f"at {x[:, i]}"
+    greatest = ulp.errors(case, x[:, finite], got[finite])
+    assert greatest.max() <= 2.0, f"at {x[:, finite][:, greatest.argmax()]}"
 
 
 @pytest.mark.parametrize("wanted", fit_polynomials.FITS, ids=lambda wanted: wanted.name)
 def test_coefficients_are_as_good_as_they_say(wanted: fit_polynomials.Fit) -> None:
     """The error of the polynomial as committed, with coefficients rounded to floats."""
-    polynomial = getattr(coefficients, wanted.name)
+    evaluate = fit_polynomials.evaluate
     with mp.workdps(60):
         for x in mp.linspace(wanted.low, wanted.high, 37):
-            error = (fit_polynomials.evaluate(polynomial, x) - wanted.function(x)) * wanted.weight(
-                x
-            )
-            # Rounding moves each term by at most half of its last place.
-            terms = fit_polynomials.evaluate([abs(c) for c in polynomial], abs(x))
-            assert abs(error) <= wanted.target + terms * wanted.weight(x) * 2.0**-53
+            exact, weight = wanted.function(x), wanted.weight(x)
+            for suffix, precision in fit_polynomials.PRECISIONS.items():
+                polynomial = getattr(coefficients, wanted.name + suffix)
+                error = (evaluate(polynomial, x) - exact) * weight
+                # Rounding to a float moves each term by at most half of its last place.
+                terms = evaluate([abs(c) for c in polynomial], abs(x)) * weight * 2.0**-53
+                assert abs(error) <= precision**wanted.power + terms
 
 
 FEATURES = {
