@@ -97,18 +97,38 @@ print("\\n".join(kernel.inspect_asm().values()))
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+WITHOUT_FMA = """
+import sys
+from pathlib import Path
+from tapegrad.kernels import ulp
+names = ("arctan2", "power", "sin", "sinh")
+module = ulp.driver(names, Path(sys.argv[1]) / "plain_driver.py")
+print(max(ulp.worst(module, case, 1000)[0] for case in ulp.CASES if case.name in names))
+print("vfmadd" in "".join(module.apply.inspect_asm().values()))
+"""
+X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="for x86 processors")
+
+
+def run(code: str, folder: Path, processor: str, features: str) -> str:
+    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@X86
+def test_errors_without_fused_multiplication(tmp_path: Path) -> None:
+    greatest, fused = run(WITHOUT_FMA, tmp_path, "nehalem", "+sse4.2").split()
+    assert fused == "False"
+    assert float(greatest) <= 2.0
+
+
+@X86
 @pytest.mark.parametrize("target", FEATURES)
 def test_instructions_are_packed(target: str, tmp_path: Path) -> None:
-    name, features, registers = FEATURES[target]
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    text = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(tmp_path)],
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    processor, features, registers = FEATURES[target]
+    text = run(COMPILE, tmp_path, processor, features)
     packed = re.findall(rf"\bvf[n]?madd\d+pd\s.*%{registers}", text)
     assert len(packed) > 100  # Four functions, and a vector is two or four registers.
     assert re.findall(r"\bv?(?:add|sub|mul|div|fn?madd\d+|fn?msub\d+)sd\s", text) == []
