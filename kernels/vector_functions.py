@@ -177,7 +177,8 @@ def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:
     r = (x - (t - ROUNDER)) + x_lo
     p = r * 0.6931471805599453
     y = p + 1.0
-    return bits(t) - ROUNDER_BITS, y + fma(r * r, polynomial(r, EXP2_FIT), (1.0 - y) + p)
+    y_lo = ((1.0 - y) + p) + product_error(r, 0.6931471805599453, p)
+    return bits(t) - ROUNDER_BITS, y + fma(r * r, polynomial(r, EXP2_FIT), y_lo)
 
 
 def vexp2(x: V) -> V:
@@ -378,18 +379,20 @@ def vxlog1py(x: V, y: V) -> V:
     return select((x == 0.0) & (y == y), 0.0, x * vlog1p(y))
 
 
-def log1p_rest(e: V) -> V:
-    """Return log(1 + e) - e for 0 <= e <= 1."""
-    s = e / (e + 2.0)
-    z = s * s
-    h = 0.5 * e * e
-    return s * fma(z, polynomial(z, LOG_UNIT_FIT), h) - h
+def log1p_pair(e: V) -> tuple[V, V]:
+    """Return log(1 + e) as a sum of two, for 0 <= e <= 1: 2 s + s R(s**2), s = e / (2 + e)."""
+    below = e + 2.0
+    q, q_lo = quotient(e + e, 0.0, below, (2.0 - below) + e)
+    half = 0.5 * q
+    z = half * half
+    return q, fma(half * z, polynomial(z, LOG_UNIT_FIT), q_lo)
 
 
 def plus_log1p(x: V, e: V) -> V:
     """Return x + log(1 + e) for 0 <= e <= 1."""
-    y, y_lo = two_sum(x, e)
-    return select(fabs(x) < inf, y + (y_lo + log1p_rest(e)), x + e)
+    q, q_lo = log1p_pair(e)
+    y, y_lo = two_sum(x, q)
+    return select(fabs(x) < inf, y + (y_lo + q_lo), x + e)
 
 
 def vexpit(x: V) -> V:
@@ -412,16 +415,22 @@ def vlog_expit(x: V) -> V:
 
 def vlogaddexp(x: V, y: V) -> V:
     """Return log(exp(x) + exp(y))."""
-    d = select(x == y, 0.0, x - y)  # Equal infinities differ by nothing.
-    return plus_log1p(maximum(x, y), vexp(-fabs(d)))
+    m = maximum(x, y)
+    d, d_lo = two_sum(minimum(x, y), -m)
+    e = vexp(d)
+    e = select(d > -inf, fma(e, d_lo, e), e)
+    return select(x == y, x + 0.6931471805599453, plus_log1p(m, e))
 
 
 def vlogaddexp2(x: V, y: V) -> V:
     """Return log2(2**x + 2**y)."""
-    e = vexp2(-fabs(x - y))
     m = maximum(x, y)
-    p = e * LOG2E_PAIR[0]
-    p_lo = fma(log1p_rest(e), LOG2E_PAIR[0], product_error(e, LOG2E_PAIR[0], p))
+    d, d_lo = two_sum(minimum(x, y), -m)
+    e = vexp2(d)
+    e = select(d > -inf, fma(e, d_lo * 0.6931471805599453, e), e)
+    q, q_lo = log1p_pair(e)
+    p = q * LOG2E_PAIR[0]
+    p_lo = fma(q_lo, LOG2E_PAIR[0], product_error(q, LOG2E_PAIR[0], p))
     h, h_lo = two_sum(m, p)
     result = select(fabs(m) < inf, h + (h_lo + p_lo), m + p)
     return select(x == y, x + 1.0, result)  # Exact, also of equal infinities.
