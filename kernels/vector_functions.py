@@ -62,6 +62,8 @@ from tapegrad.kernels.cpu.simd import (
 V = Any  # A vector of numbers; `I` is one of integers.
 I = Any  # noqa: E741
 
+NOTHING = -0.0  # Adding it changes nothing, not even the sign of a zero, so compilers drop it.
+
 # Numbers that differ between the types: NAME for float64, NAME32 for float32.
 FRACTION, BIAS = 52, 1023  # Bits of the fraction, and what is added to the exponent.
 FRACTION32, BIAS32 = 23, 127
@@ -153,22 +155,28 @@ def exp_reduced(x: V) -> tuple[I, V, V]:
     return bits(t) - ROUNDER_BITS, r, (a - r) - b
 
 
-def exp_parts(x: V) -> tuple[I, V]:
-    """Return n and y with exp(x) = 2**n y and y between the roots of 1/2 and 2."""
+def exp_parts(x: V, x_lo: V) -> tuple[I, V]:
+    """Return n and y with exp(x + x_lo) = 2**n y and y between the roots of 1/2 and 2."""
     n, r, r_lo = exp_reduced(x)
     y = r + 1.0
-    return n, y + fma(r * r, polynomial(r, EXP_FIT), ((1.0 - y) + r) + r_lo)
+    y_lo = fma(r_lo + x_lo, y, (1.0 - y) + r)
+    return n, y + fma(r * r, polynomial(r, EXP_FIT), y_lo)
+
+
+def exp_of_pair(x: V, x_lo: V) -> V:
+    """Return e**(x + x_lo), where x_lo is at most about the last place of x."""
+    n, y = exp_parts(x, x_lo)
+    y = from_bits(bits(y) + (n << FRACTION))
+    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
+    if any_lane(far):
+        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
+        y = select(far, scaled(z, n), y)
+    return y
 
 
 def vexp(x: V) -> V:
     """Return e**x."""
-    n, y = exp_parts(x)
-    y = from_bits(bits(y) + (n << FRACTION))
-    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
-    if any_lane(far):
-        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)))  # In this order a nan stays.
-        y = select(far, scaled(z, n), y)
-    return y
+    return exp_of_pair(x, NOTHING)
 
 
 def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:
@@ -181,15 +189,20 @@ def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:
     return bits(t) - ROUNDER_BITS, y + fma(r * r, polynomial(r, EXP2_FIT), y_lo)
 
 
-def vexp2(x: V) -> V:
-    """Return 2**x."""
-    n, y = exp2_parts(x, 0.0)
+def exp2_of_pair(x: V, x_lo: V) -> V:
+    """Return 2**(x + x_lo), where x_lo is at most about the last place of x."""
+    n, y = exp2_parts(x, x_lo)
     y = from_bits(bits(y) + (n << FRACTION))
     far = ~(fabs(x) < EXP2_NEAR)
     if any_lane(far):
-        n, z = exp2_parts(minimum(EXP2_MOST, maximum(EXP2_LEAST, x)), 0.0)
+        n, z = exp2_parts(minimum(EXP2_MOST, maximum(EXP2_LEAST, x)), NOTHING)
         y = select(far, scaled(z, n), y)
     return y
+
+
+def vexp2(x: V) -> V:
+    """Return 2**x."""
+    return exp2_of_pair(x, NOTHING)
 
 
 def vexpm1(x: V) -> V:
@@ -413,27 +426,30 @@ def vlog_expit(x: V) -> V:
     return -plus_log1p(maximum(-x, 0.0), vexp(-fabs(x)))
 
 
+def larger_and_difference(x: V, y: V) -> tuple[V, V, V]:
+    """Return the larger of two numbers, and the smaller less the larger as a sum of two."""
+    m = maximum(x, y)  # A nan is either here or in the other, by the order of operands.
+    d, d_lo = two_sum(minimum(y, x), -m)
+    return m, d, d_lo
+
+
 def vlogaddexp(x: V, y: V) -> V:
     """Return log(exp(x) + exp(y))."""
-    m = maximum(x, y)
-    d, d_lo = two_sum(minimum(x, y), -m)
-    e = vexp(d)
-    e = select(d > -inf, fma(e, d_lo, e), e)
-    return select(x == y, x + 0.6931471805599453, plus_log1p(m, e))
+    m, d, d_lo = larger_and_difference(x, y)
+    result = plus_log1p(m, exp_of_pair(d, d_lo))
+    return select(x == y, x + 0.6931471805599453, result)  # Also of equal infinities.
 
 
 def vlogaddexp2(x: V, y: V) -> V:
     """Return log2(2**x + 2**y)."""
-    m = maximum(x, y)
-    d, d_lo = two_sum(minimum(x, y), -m)
-    e = vexp2(d)
-    e = select(d > -inf, fma(e, d_lo * 0.6931471805599453, e), e)
+    m, d, d_lo = larger_and_difference(x, y)
+    e = exp2_of_pair(d, d_lo)
     q, q_lo = log1p_pair(e)
     p = q * LOG2E_PAIR[0]
     p_lo = fma(q_lo, LOG2E_PAIR[0], product_error(q, LOG2E_PAIR[0], p))
     h, h_lo = two_sum(m, p)
     result = select(fabs(m) < inf, h + (h_lo + p_lo), m + p)
-    return select(x == y, x + 1.0, result)  # Exact, also of equal infinities.
+    return select(x == y, x + 1.0, result)
 
 
 # Powers -----------------------------------------------------------------------------------------
