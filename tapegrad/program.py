@@ -18,7 +18,6 @@ from .call import (
     as_real,
     check_function,
     check_seed,
-    cotangent_like,
     float_for_no_axes,
     positions_of,
 )
@@ -240,8 +239,8 @@ class Program:
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            totals = self._reverse([(output, 1.0)])
-            return self._read(), self._pick(self._cotangents(totals), argnums)
+            found = self._reverse([(output, 1.0)])
+            return self._read(), self._pick(found, argnums)
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.
@@ -296,8 +295,8 @@ class Program:
                     (output, backward.check_cotangent(part, output.shape).ravel())
                     for output, part in zip(self._outputs, parts, strict=True)
                 ]
-                totals = self._reverse(seeds)
-            picked = self._pick(self._cotangents(totals), range(self._count))
+                found = self._reverse(seeds)
+            picked = self._pick(found, range(self._count))
             return picked
 
         return value, pull
@@ -615,37 +614,33 @@ class Program:
             )
         return self._outputs[0]
 
-    def _reverse(self, seeds: list[tuple[Output, Any]]) -> dict[int, Floats]:
-        """Sweep backward from outputs with their cotangents; return adjoints by leaf."""
+    def _reverse(self, seeds: list[tuple[Output, Any]]) -> list[Any]:
+        """Sweep backward from outputs with their cotangents; return the cotangents of inputs."""
         tape = self.tape
+        ready = execute.straight(tape)
+        if ready is not None:
+            for output, cotangent in seeds:
+                output.seed(cotangent, ready.g)
+            ready.reverse()
+            return self._adjoints(ready.g)
         column = take_adjoints(tape.flushed_cell)
-        g = column.array
         clean = False
         try:
             for output, cotangent in seeds:
-                if isinstance(output.cells, (int, np.integer)):
-                    g[output.cells : output.cells + output.size] += cotangent
-                elif output.cells is not None:
-                    np.add.at(g, output.cells, cotangent)
-            execute.reverse(tape, g, tape.flushed_cell, loops=True)
-            totals = {
-                id(known.leaf): g[known.cell : known.cell + known.size].copy()
-                for known in self._inputs
-                if known is not None
-            }
-            for entry in tape.imports:
-                g[entry.cell : entry.cell + entry.size] = 0.0
+                output.seed(cotangent, column.array)
+            execute.reverse(tape, column.array, tape.flushed_cell, loops=True)
+            found = self._adjoints(column.array)
             clean = True
-            return totals
+            return found
         finally:
             give_back_adjoints(column, clean)
 
-    def _cotangents(self, totals: dict[int, Floats]) -> list[Any]:
-        """Return the cotangent of each input, None for other parts."""
-        return [
-            None if known is None else cotangent_like(totals.get(id(known.leaf)), known.leaf.value)
-            for known in self._inputs
-        ]
+    def _adjoints(self, g: Floats) -> list[Any]:
+        """Take the adjoint of each input out of `g`, which is all zero then; None for no inputs."""
+        found = [None if known is None else known.take(g) for known in self._inputs]
+        for entry in self.tape.imports:
+            g[entry.cell : entry.cell + entry.size] = 0.0
+        return found
 
     def _pick(self, values: list[Any], argnums: Any) -> Any:
         """Return what belongs to the chosen arguments, in their structure."""
