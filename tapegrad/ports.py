@@ -98,10 +98,7 @@ class Output:
     def seed(self, cotangent: Any, g: Floats) -> None:
         """Add a cotangent (flat, or a number) to the adjoints of its cells."""
         if isinstance(self.cells, (int, np.integer)):
-            if self.size == 1:
-                g[self.cells] += cotangent
-            else:
-                g[self.cells : self.cells + self.size] += cotangent
+            g[self.cells : self.cells + self.size] += cotangent
         elif self.cells is not None:
             np.add.at(g, self.cells, cotangent)
 
