@@ -166,7 +166,7 @@ def _counted(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     else:
         start = time.perf_counter()
         sweep(*args)
-        tape.replays.spend(tape, time.perf_counter() - start)
+        tape.replays.seconds += time.perf_counter() - start
 
 
 def _loops(tape: Tape) -> Rolled | None:

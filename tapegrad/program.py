@@ -26,6 +26,7 @@ from .decisions import Decisions
 from .errors import at_caller
 from .layout import index_runs
 from .ports import Input, Output, argument_name, example, gathered, is_input, own, same_static
+from .reorder import reorder
 from .rolled import Replays
 from .simplify import simplify
 from .splice import Template, run_of
@@ -80,8 +81,8 @@ class Program:
             raise
         recorder.leave(outer)
         execute.evaluate(self.tape)
-        self._simplify()
         self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
+        self._simplify()
         self._function: Function | None = f
         self.captured = variables(f) + operands(self._recording.captured)
 
@@ -181,6 +182,8 @@ class Program:
 
         Nothing else needs compiling.  By itself a program does this once its sweeps have taken
         about as long as it takes, a second: after that a scalar loop runs as fast as compiled code.
+        Scalar code without loops is sorted by level and opcode instead, where that makes long runs
+        of equal opcodes, which interpreters are quick at.
 
         Examples
         --------
@@ -194,8 +197,13 @@ class Program:
         True
         """
         with self.lock:
-            assert self.tape.replays is not None
-            self.tape.replays.compile(self.tape)
+            replays = self.tape.replays
+            assert replays is not None
+            if replays.rolled is None:
+                replays.compile(self.tape)
+                renamed = None if replays.rolled else reorder(self.tape)
+                if renamed is not None:
+                    self._rename(renamed).compile(self.tape)
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -518,14 +526,22 @@ class Program:
         renamed = simplify(
             self.tape, [known.leaf for known in inputs], np.concatenate(needed).astype(np.int64)
         )
-        if renamed is None:
-            return
-        for known in inputs:
-            known.cell = int(renamed[known.cell]) if known.size else 0
-        for output in outputs:
-            run = isinstance(output.cells, (int, np.integer))
-            output.cells = int(renamed[output.cells]) if run else renamed[output.cells]
-        self.decisions.rename(renamed)
+        if renamed is not None:
+            self._rename(renamed)
+
+    def _rename(self, to: Any) -> Replays:
+        """Follow the cells of a tape whose instructions moved: `to` says, by old cell, the new."""
+        for known in self._inputs:
+            if known is not None:
+                known.cell = int(to[known.cell]) if known.size else 0
+        for output in self._outputs:
+            if output.cells is not None and output.size:
+                run = isinstance(output.cells, (int, np.integer))
+                output.cells = int(to[output.cells]) if run else to[output.cells]
+        self.decisions.rename(to)
+        self._template = None
+        replays = self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
+        return replays
 
     def _example(self) -> list[Any]:
         """Return the parts of arguments that take the way of this program."""
@@ -588,8 +604,10 @@ class Program:
 
     def _run(self, leaves: Sequence[Any]) -> None:
         tape = self.tape
-        v = tape.arena.v.array
         self._check_static(leaves)
+        if tape.replays is not None and tape.replays.due:
+            self.compile()
+        v = tape.arena.v.array
         for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
                 known.put(leaf, v)

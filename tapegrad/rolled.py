@@ -68,11 +68,10 @@ class Replays:
             return bool(self._is_output[cells : cells + size].all())
         return bool(self._is_output[cells].all())
 
-    def spend(self, tape: Tape, seconds: float) -> None:
-        """Note how long a sweep took, and compile the loops when it has paid for that."""
-        self.seconds += seconds
-        if self.seconds > SECONDS and self.rolled is None:
-            self.compile(tape)
+    @property
+    def due(self) -> bool:
+        """Whether sweeps have taken as long as compiling does."""
+        return self.rolled is None and self.seconds > SECONDS
 
     def compile(self, tape: Tape) -> None:
         """Find the loops of the tape and compile them."""
