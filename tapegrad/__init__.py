@@ -32,7 +32,7 @@ from .higher import hessian, hvp, jvp, linearize
 from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
-from .sparsity import sparse_jacobian
+from .sparsity import sparse_hessian, sparse_jacobian
 
 __version__ = "0.1.0.dev0"
 
@@ -72,6 +72,7 @@ __all__ = [
     "no_grad",
     "ones",
     "record",
+    "sparse_hessian",
     "sparse_jacobian",
     "special",
     "stop_gradient",

@@ -1,8 +1,8 @@
-"""Sparse Jacobians: their exact structure, a colouring of it, and a few directions instead of many.
+"""Sparse Jacobians and Hessians, as SciPy's CSR arrays with a fixed structure.
 
-A pattern is found on the tape by sweeping sets of outputs backward, 64 at a time as bits of a word.
-Columns (or rows) that never meet in a row (column) share a colour, and one sweep in the sum of
-their directions gives them all.
+The function is recorded once for each way through its code.  The structure of a recording is found
+once (`tapegrad.patterns`), and from it a few directions that give all elements
+(`tapegrad.coloring`); each call then replays the recording and sweeps it in those directions.
 """
 
 from __future__ import annotations
@@ -13,131 +13,111 @@ from typing import Any
 
 import numpy as np
 
-from . import directions
+from . import derivatives, directions
+from .coloring import Compression, Ints, compress_columns, compress_symmetric, most_in_line
 from .errors import at_caller
 from .function import FunctionOfPrograms
-from .kernels.opcodes import KINDS
+from .patterns import find_pattern
 from .program import Program
-from .reach import FLOWS
-from .simplify import python_or_compiled
 from .storage import Floats
 from .tape import Tape
 
-_FLOWS = np.array([sum(1 << j for j in flow) for flow in FLOWS], np.int64)
-_KINDS = np.array(KINDS, np.int64)
-
 
 class Pattern:
-    """Where a Jacobian can be nonzero, and in which directions it is computed.
+    """Where a matrix of derivatives can be nonzero, and in which directions it is computed.
 
     Attributes
     ----------
     shape : (int, int)
     rows, columns : ndarray of int64
         Places of the nonzeros, row by row.
-    colors : ndarray of int64
-        The colour of each column, or of each row where `forward` is False.
-    count : int
-        Number of colours: directions that a sweep needs.
-    forward : bool
-        Whether columns are coloured, for forward sweeps.
+    indptr : ndarray of int64
+        Where each row begins in `columns`.
+    symmetric : bool
+        Whether it is a Hessian's.
     """
 
-    __slots__ = ("colors", "columns", "count", "forward", "indptr", "rows", "shape")
+    __slots__ = ("_chosen", "_forward_allowed", "columns", "indptr", "rows", "shape", "symmetric")
 
     def __init__(
-        self, shape: tuple[int, int], rows: Any, columns: Any, forward_allowed: bool
+        self,
+        shape: tuple[int, int],
+        indptr: Ints,
+        columns: Ints,
+        forward_allowed: bool = True,
+        symmetric: bool = False,
     ) -> None:
-        self.shape = shape
-        order = np.lexsort((columns, rows))
-        self.rows, self.columns = rows[order], columns[order]
-        self.indptr = _starts(self.rows, shape[0])
-        across = np.lexsort((self.rows, self.columns))
-        by_row = (self.indptr, self.columns)
-        by_column = (_starts(self.columns[across], shape[1]), self.rows[across])
-        self.forward = True
-        self.count, self.colors = _color(by_row, by_column, shape[1])
-        count, colors = _color(by_column, by_row, shape[0])
-        if count < self.count or not forward_allowed:
-            self.forward, self.count, self.colors = False, count, colors
+        self.shape, self.indptr, self.columns = shape, indptr, columns
+        self.rows = np.repeat(np.arange(shape[0]), np.diff(indptr))
+        self.symmetric = symmetric
+        self._forward_allowed = forward_allowed
+        self._chosen: tuple[bool, Compression] | None = None
+
+    @property
+    def forward(self) -> bool:
+        """Whether its directions are swept forward: those of columns."""
+        return self._choice()[0]
+
+    @property
+    def colors(self) -> Ints:
+        """The direction (colour) of each column, or of each row where `forward` is False."""
+        return self._choice()[1].colors
+
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return self._choice()[1].count
+
+    @property
+    def compression(self) -> Compression:
+        """How the nonzeros are read from what sweeps give."""
+        return self._choice()[1]
+
+    def _choice(self) -> tuple[bool, Compression]:
+        if self._chosen is None:
+            self._chosen = self._choose()
+        return self._chosen
+
+    def _choose(self) -> tuple[bool, Compression]:
+        """Colour the columns or the rows, whichever takes fewer colours, or a Hessian's both."""
+        rows, columns, shape = self.rows, self.columns, self.shape
+        if self.symmetric:
+            return self._forward_allowed, compress_symmetric(rows, columns, shape[0])
+        at_least = {True: most_in_line(rows, shape[0]), False: most_in_line(columns, shape[1])}
+        best: tuple[bool, Compression] | None = None
+        for forward in (True, False) if at_least[True] <= at_least[False] else (False, True):
+            if (forward and not self._forward_allowed) or (
+                best is not None and at_least[forward] >= best[1].count
+            ):
+                continue
+            found = (
+                compress_columns(rows, columns, shape)
+                if forward
+                else compress_columns(columns, rows, shape[::-1])
+            )
+            if best is None or found.count < best[1].count:
+                best = forward, found
+        assert best is not None  # rows are always allowed
+        return best
 
     def __repr__(self) -> str:
         sweeps = "forward" if self.forward else "reverse"
         return (
-            f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.rows)} nonzeros, "
+            f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.columns)} nonzeros, "
             f"{self.count} {sweeps} directions)"
         )
 
 
-def _starts(sorted_places: Any, size: int) -> Any:
-    return np.searchsorted(sorted_places, np.arange(size + 1)).astype(np.int64)
-
-
-def _color(by_row: Any, by_column: Any, size: int) -> tuple[int, Any]:
-    colors = np.zeros(size, np.int64)
-    taken = np.full(size + 1, -1, np.int64)
-    run = python_or_compiled("patterns", len(by_row[1]))
-    count = run.color_greedily(*by_row, *by_column, colors, taken)
-    return int(count), colors
-
-
-def find_pattern(tape: Tape, outputs: Any, first: int, size: int) -> tuple[Any, Any]:
-    """Return rows and columns of the structural nonzeros of a Jacobian.
-
-    Parameters
-    ----------
-    tape : Tape
-    outputs : ndarray of int
-        Cells of the outputs.
-    first, size : int
-        The run of cells of the input.
-    """
-    n = tape.n
-    arena = tape.arena
-    op = arena.op.array[:n]
-    a, b = arena.a.array[:n].astype(np.int64), arena.b.array[:n].astype(np.int64)
-    reads = [[_all_cells(place) for place in call.operands] for call in tape.hosts]
-    cells = [np.concatenate([np.zeros(0, np.int64), *part]) for part in reads]
-    host_start = np.concatenate(([0], np.cumsum([len(part) for part in cells]))).astype(np.int64)
-    host_cells = np.concatenate([np.zeros(0, np.int64), *cells])
-    d, x = tape.d.array(), tape.x.array().astype(np.int64)
-    mask = np.zeros(tape.flushed_cell, np.int64)  # 64 bits; their sign means nothing
-    bit = (np.uint64(1) << np.arange(64, dtype=np.uint64)).view(np.int64)
-    run = python_or_compiled("patterns", tape.flushed_cell * (1 + len(outputs) // 64))
-    rows, columns = [], []
-    for start in range(0, len(outputs), 64):
-        chunk = outputs[start : start + 64]
-        np.bitwise_or.at(mask, chunk, bit[: len(chunk)])
-        run.masks_backward(
-            op, a, b, _KINDS, _FLOWS, d, x, host_start, host_cells, mask, n, tape.flushed_cell
-        )
-        reached = np.flatnonzero(mask[first : first + size])
-        words = mask[first : first + size][reached].astype("<i8")
-        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        which, row = np.nonzero(bits)
-        rows.append(row + start)
-        columns.append(reached[which])
-        for entry in tape.imports:
-            mask[entry.cell : entry.cell + entry.size] = 0
-    if not rows:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate(rows), np.concatenate(columns)
-
-
-def _all_cells(place: Any) -> Any:
-    if place.cells is not None:
-        return np.ravel(place.cells).astype(np.int64)
-    return np.zeros(0, np.int64) if place.window is None else place.window.cells().ravel()
-
-
-class SparseJacobian:
-    """What `sparse_jacobian` returns: call it with the arguments of the function.
+class _SparseDerivative:
+    """A function that returns a sparse matrix of derivatives; called like the one it comes from.
 
     Attributes
     ----------
     pattern : Pattern or None
-        Structure and colouring used by the last call; found once for each way through the code.
+        Structure and directions of the last call; found once for each way through the code.
     """
+
+    _symmetric = False
 
     def __init__(self, f: Callable[..., Any], argnum: int) -> None:
         self._function = FunctionOfPrograms(f)
@@ -145,8 +125,17 @@ class SparseJacobian:
         self._patterns: weakref.WeakKeyDictionary[Program, Pattern] = weakref.WeakKeyDictionary()
         self.pattern: Pattern | None = None
 
+    @property
+    def recordings(self) -> int:
+        """How often the Python function was recorded."""
+        return self._function.recordings
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the Jacobian as a `scipy.sparse.csr_array`."""
+        """Return the matrix as a `scipy.sparse.csr_array`.
+
+        Its index arrays belong to the caller, too; they are equal at each call, as long as the
+        arguments take the same way through the code.
+        """
         return self._function.run(
             args, kwargs, lambda program: self._compute(program, args, kwargs)
         )
@@ -156,42 +145,107 @@ class SparseJacobian:
 
         with program.lock:
             program.forward(args, kwargs)
-            known, cells = program.array_input(self._argnum), program.array_output()
+            known, cells = program.array_input(self._argnum), self._cells(program)
             pattern = self._patterns.get(program)
             if pattern is None:
-                rows, columns = find_pattern(program.tape, cells, known.cell, known.size)
-                pattern = Pattern(
-                    (len(cells), known.size),
-                    rows,
-                    columns,
-                    directions.carries_tangents(program.tape),
-                )
+                pattern = self._find_pattern(program.tape, cells, known)
                 self._patterns[program] = pattern
             self.pattern = pattern
             data = _values(program.tape, cells, known.leaf, pattern)
-        return csr_array((data, pattern.columns.copy(), pattern.indptr.copy()), shape=pattern.shape)
+        return csr_array(
+            (data.astype(known.dtype, copy=False), pattern.columns.copy(), pattern.indptr.copy()),
+            shape=pattern.shape,
+        )
+
+    def _cells(self, program: Program) -> Ints:
+        cells: Ints = program.array_output()
+        return cells
+
+    def _find_pattern(self, tape: Tape, cells: Ints, known: Any) -> Pattern:
+        indptr, columns = find_pattern(tape, cells, known.cell, known.size)
+        shape = len(cells), known.size
+        return Pattern(shape, indptr, columns, directions.carries_tangents(tape))
 
 
-def _values(tape: Tape, cells: Any, leaf: Any, pattern: Pattern) -> Floats:
+class SparseJacobian(_SparseDerivative):
+    """What `sparse_jacobian` returns: call it with the arguments of the function."""
+
+
+class SparseHessian(_SparseDerivative):
+    """What `sparse_hessian` returns: call it with the arguments of the function."""
+
+    def __init__(self, f: Callable[..., Any], argnum: int) -> None:
+        super().__init__(f, argnum)
+        self._gradient = derivatives.grad(f, argnum)
+        self._gradients: weakref.WeakKeyDictionary[Program, Program] = weakref.WeakKeyDictionary()
+
+    def _compute(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The program of the gradient takes the same decisions as that of the function.
+        gradient = self._gradients.get(program)
+        if gradient is None:
+            _check_single(program)
+            gradient = self._gradients[program] = Program(self._gradient, args, kwargs)
+        return super()._compute(gradient, args, kwargs)
+
+    def _cells(self, program: Program) -> Ints:
+        output = program._single_output("a Hessian")
+        if output.cells is None:  # the gradient is constant
+            return np.zeros(0, np.int64)
+        return super()._cells(program)
+
+    def _find_pattern(self, tape: Tape, cells: Ints, known: Any) -> Pattern:
+        from scipy.sparse import csr_array
+
+        n = known.size
+        shape = n, n
+        if not cells.size:
+            return Pattern(shape, np.zeros(n + 1, np.int64), np.zeros(0, np.int64))
+        indptr, columns = find_pattern(tape, cells, known.cell, n)
+        # Equal derivatives may have been recorded in unequal ways: the structure is made symmetric.
+        half = csr_array((np.ones(len(columns), np.int8), columns, indptr), shape=shape)
+        whole = csr_array(half + half.T)
+        whole.sort_indices()
+        return Pattern(
+            shape,
+            whole.indptr.astype(np.int64),
+            whole.indices.astype(np.int64),
+            directions.carries_tangents(tape),
+            symmetric=True,
+        )
+
+
+def _check_single(program: Program) -> None:
+    shapes = [output.shape for output in program._outputs]
+    if len(shapes) != 1 or np.prod(shapes[0]) != 1:
+        what = f"an array of shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} values"
+        raise TypeError(
+            "tg.sparse_hessian needs a function that returns a single number, but this one "
+            f"returned {what}; return its sum, or use tg.sparse_jacobian{at_caller()}"
+        )
+
+
+def _values(tape: Tape, cells: Ints, leaf: Any, pattern: Pattern) -> Floats:
     """Return the nonzeros of a Jacobian, in the order of its pattern."""
-    data = np.zeros(len(pattern.rows))
-    seeded = pattern.columns if pattern.forward else pattern.rows
-    swept = pattern.rows if pattern.forward else pattern.columns
-    of_entry = pattern.colors[seeded]
+    data = np.zeros(len(pattern.columns))
+    if not data.size:
+        return data
+    compression, forward = pattern.compression, pattern.forward
     step = directions.width(tape)
-    for low in range(0, pattern.count, step):
-        high = min(low + step, pattern.count)
-        seeds = np.zeros((len(pattern.colors), high - low))
-        chosen = np.flatnonzero((pattern.colors >= low) & (pattern.colors < high))
-        seeds[chosen, pattern.colors[chosen] - low] = 1.0
-        entries = np.flatnonzero((of_entry >= low) & (of_entry < high))
-        if pattern.forward:
-            found = directions.tangents(tape, cells, {id(leaf): seeds})
-            data[entries] = found[swept[entries], of_entry[entries] - low]
+    for low in range(0, compression.count, step):
+        high = min(low + step, compression.count)
+        seeds = compression.seeds(low, high)
+        entries: Any = slice(None)
+        if high - low < compression.count:
+            entries = np.flatnonzero(
+                (compression.direction >= low) & (compression.direction < high)
+            )
+        place = compression.at[entries], compression.direction[entries] - low
+        if forward:
+            data[entries] = directions.tangents(tape, cells, {id(leaf): seeds})[place]
             continue
         for entry, rows in directions.adjoints(tape, cells, seeds):
             if entry.leaf is leaf:
-                data[entries] += rows[swept[entries], of_entry[entries] - low]
+                data[entries] += rows[place]
     return data
 
 
@@ -224,9 +278,66 @@ def sparse_jacobian(f: Callable[..., Any], argnums: int = 0) -> SparseJacobian:
     >>> jacobian.pattern
     Pattern(2 x 3, 4 nonzeros, 2 forward directions)
     """
+    return SparseJacobian(f, _one(argnums, "sparse_jacobian"))
+
+
+def sparse_hessian(f: Callable[..., Any], argnums: int = 0) -> SparseHessian:
+    """Return a function that computes the Hessian of `f` as a sparse matrix.
+
+    An entry is stored where two elements of the argument meet in a nonlinear operation, be the
+    second derivative zero at this point.  `f` is recorded once for each way through its code, and
+    the structure and the directions that give it are found once for each recording.
+
+    Parameters
+    ----------
+    f : callable
+        Returns a single number computed with NumPy from its arguments.
+    argnums : int, optional
+        The argument, an array, to differentiate with respect to.
+
+    Returns
+    -------
+    SparseHessian
+        Gives a `scipy.sparse.csr_array`, both halves of it, with a row and a column for each
+        element of the argument.
+
+    Raises
+    ------
+    TypeError
+        When it is called: if `f` returns more than one number, or the argument is not one array.
+
+    See Also
+    --------
+    hessian : the matrix as an ndarray.
+    hvp : its product with a vector.
+
+    Notes
+    -----
+    What is compressed is the Jacobian of the gradient.  It is symmetric, and a star colouring
+    (Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47, 2005) makes use
+    of that.
+
+    Examples
+    --------
+    >>> import numpy as np, tapegrad as tg
+    >>> hessian = tg.sparse_hessian(lambda x: np.sum(x[1:] * x[:-1] ** 2))
+    >>> hessian(np.array([1.0, 2.0, 3.0])).toarray()
+    array([[4., 2., 0.],
+           [2., 6., 4.],
+           [0., 4., 0.]])
+    >>> hessian.pattern
+    Pattern(3 x 3, 6 nonzeros, 2 forward directions)
+    """
+    return SparseHessian(f, _one(argnums, "sparse_hessian"))
+
+
+def _one(argnums: Any, name: str) -> int:
     if not isinstance(argnums, (int, np.integer)) or isinstance(argnums, bool):
         raise TypeError(
-            f"tg.sparse_jacobian differentiates one argument: argnums must be an integer, not "
+            f"tg.{name} differentiates one argument: argnums must be an integer, not "
             f"{argnums!r}{at_caller()}"
         )
-    return SparseJacobian(f, int(argnums))
+    return int(argnums)
+
+
+__all__ = ["Pattern", "SparseHessian", "SparseJacobian", "sparse_hessian", "sparse_jacobian"]
