@@ -1,12 +1,16 @@
 """Sparse Jacobians and Hessians, as SciPy's CSR arrays with a fixed structure.
 
-The function is recorded once for each way through its code.  The structure of a recording is found
-once (`tapegrad.patterns`), and from it a few directions that give all elements
-(`tapegrad.coloring`); each call then replays the recording and sweeps it in those directions.
+The function is recorded once for each way through its code, and each recording prepared once.
+There are two ways to do that.  Most code is turned into a program of its own that computes the
+nonzeros one by one (`tapegrad.derive`).  Where that is not possible, or would be too long, the
+recording is swept in a few directions that give all nonzeros together: the structure is found first
+(`tapegrad.patterns`), and then coloured (`tapegrad.coloring`).
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +19,24 @@ import numpy as np
 
 from . import derivatives, directions
 from .coloring import Compression, Ints, compress_columns, compress_symmetric, most_in_line
-from .errors import at_caller
-from .function import FunctionOfPrograms
+from .derive import DerivedMatrix, derive_hessian, derive_jacobian
+from .errors import ControlFlowChanged, at_caller
+from .function import _SMALL, FunctionOfPrograms
 from .patterns import find_pattern
 from .program import Program
+from .simplify import _NUMBA_KERNELS
 from .storage import Floats
+from .straight import Unsupported
 from .tape import Tape
+
+DERIVED_FROM = 2_000
+"""Cells from which on a program of the nonzeros is derived even if Numba must be loaded for it."""
 
 
 class Pattern:
-    """Where a matrix of derivatives can be nonzero, and in which directions it is computed.
+    """Where a matrix of derivatives can be nonzero, and a few directions that give all of it.
+
+    The directions are found when somebody asks for them.
 
     Attributes
     ----------
@@ -35,9 +47,14 @@ class Pattern:
         Where each row begins in `columns`.
     symmetric : bool
         Whether it is a Hessian's.
+    dtype : dtype
+        Of matrices that have the pattern.
     """
 
-    __slots__ = ("_chosen", "_forward_allowed", "columns", "indptr", "rows", "shape", "symmetric")
+    __slots__ = (
+        *("_chosen", "_forward_allowed", "_model", "columns", "dtype", "indptr", "rows", "shape"),
+        "symmetric",
+    )
 
     def __init__(
         self,
@@ -46,12 +63,29 @@ class Pattern:
         columns: Ints,
         forward_allowed: bool = True,
         symmetric: bool = False,
+        dtype: Any = np.float64,
     ) -> None:
         self.shape, self.indptr, self.columns = shape, indptr, columns
         self.rows = np.repeat(np.arange(shape[0]), np.diff(indptr))
         self.symmetric = symmetric
         self._forward_allowed = forward_allowed
         self._chosen: tuple[bool, Compression] | None = None
+        self._model: Any = None
+        self.dtype = dtype
+
+    def matrix(self, data: Floats) -> Any:
+        """Return a `scipy.sparse.csr_array` of nonzeros, which owns its structure."""
+        if data.dtype != self.dtype:
+            data = data.astype(self.dtype)
+        if self._model is None:
+            from scipy.sparse import csr_array
+
+            self._model = csr_array((data, self.columns, self.indptr), shape=self.shape)
+        # What SciPy checks when it makes a matrix takes longer than computing a small one.
+        matrix = copy.copy(self._model)
+        matrix.data, matrix.indices = data, self._model.indices.copy()
+        matrix.indptr = self._model.indptr.copy()
+        return matrix
 
     @property
     def forward(self) -> bool:
@@ -101,11 +135,48 @@ class Pattern:
         return best
 
     def __repr__(self) -> str:
-        sweeps = "forward" if self.forward else "reverse"
-        return (
-            f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.columns)} nonzeros, "
-            f"{self.count} {sweeps} directions)"
-        )
+        return f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.columns)} nonzeros)"
+
+
+def _still_fits(program: Program, x: Any) -> bool:
+    """Whether a program of one argument is the one to try: the short way to find it again."""
+    known = program._inputs[0]
+    return (
+        type(x) is np.ndarray
+        and len(program._inputs) == 1
+        and known is not None
+        and known.dtype == x.dtype
+        and known.shape == x.shape
+        and not any(item.size <= _SMALL and item.changed for item in program.captured)
+    )
+
+
+class _Derived:
+    """A recording prepared as a program that computes the nonzeros."""
+
+    def __init__(self, matrix: DerivedMatrix, pattern: Pattern) -> None:
+        self._matrix, self.pattern = matrix, pattern
+
+    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
+        """Return the nonzeros for other arguments."""
+        leaves = program._leaves(args, kwargs)
+        if len(program.decisions):
+            program._run(leaves)
+        return self._matrix.values([x for x in program._checked(leaves) if x is not None])
+
+
+class _Swept:
+    """A recording, of a function or of its gradient, prepared for sweeps in a few directions."""
+
+    def __init__(self, program: Program, cells: Ints, leaf: Any, pattern: Pattern) -> None:
+        self._program, self._cells, self._leaf = program, cells, leaf
+        self.pattern = pattern
+
+    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
+        """Return the nonzeros for other arguments."""
+        with self._program.lock:
+            self._program.forward(args, kwargs)
+            return _values(self._program.tape, self._cells, self._leaf, self.pattern)
 
 
 class _SparseDerivative:
@@ -114,16 +185,17 @@ class _SparseDerivative:
     Attributes
     ----------
     pattern : Pattern or None
-        Structure and directions of the last call; found once for each way through the code.
+        Structure of the last matrix; found once for each way through the code.
     """
-
-    _symmetric = False
 
     def __init__(self, f: Callable[..., Any], argnum: int) -> None:
         self._function = FunctionOfPrograms(f)
         self._argnum = argnum
-        self._patterns: weakref.WeakKeyDictionary[Program, Pattern] = weakref.WeakKeyDictionary()
+        self._prepared: weakref.WeakKeyDictionary[Program, _Derived | _Swept] = (
+            weakref.WeakKeyDictionary()
+        )
         self.pattern: Pattern | None = None
+        self._last: Program | None = None
 
     @property
     def recordings(self) -> int:
@@ -131,44 +203,55 @@ class _SparseDerivative:
         return self._function.recordings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the matrix as a `scipy.sparse.csr_array`.
+        """Return the matrix as a `scipy.sparse.csr_array`, which the caller owns.
 
-        Its index arrays belong to the caller, too; they are equal at each call, as long as the
-        arguments take the same way through the code.
+        As long as arguments take the same way through the code, the structure is the same.
         """
+        last = self._last
+        if last is not None and len(args) == 1 and not kwargs and _still_fits(last, args[0]):
+            try:
+                return self._compute(last, args, kwargs)
+            except ControlFlowChanged:
+                pass  # look for another way
         return self._function.run(
             args, kwargs, lambda program: self._compute(program, args, kwargs)
         )
 
     def _compute(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from scipy.sparse import csr_array
-
         with program.lock:
-            program.forward(args, kwargs)
-            known, cells = program.array_input(self._argnum), self._cells(program)
-            pattern = self._patterns.get(program)
-            if pattern is None:
-                pattern = self._find_pattern(program.tape, cells, known)
-                self._patterns[program] = pattern
-            self.pattern = pattern
-            data = _values(program.tape, cells, known.leaf, pattern)
-        return csr_array(
-            (data.astype(known.dtype, copy=False), pattern.columns.copy(), pattern.indptr.copy()),
-            shape=pattern.shape,
-        )
+            prepared = self._prepared.get(program)
+            if prepared is None:
+                program.forward(args, kwargs)  # which may find that it is the wrong one
+                prepared = self._prepared[program] = self._prepare(program, args, kwargs)
+            self._last, self.pattern = program, prepared.pattern
+            return prepared.pattern.matrix(prepared.values(program, args, kwargs))
 
-    def _cells(self, program: Program) -> Ints:
-        cells: Ints = program.array_output()
-        return cells
-
-    def _find_pattern(self, tape: Tape, cells: Ints, known: Any) -> Pattern:
-        indptr, columns = find_pattern(tape, cells, known.cell, known.size)
-        shape = len(cells), known.size
-        return Pattern(shape, indptr, columns, directions.carries_tangents(tape))
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        raise NotImplementedError
 
 
 class SparseJacobian(_SparseDerivative):
     """What `sparse_jacobian` returns: call it with the arguments of the function."""
+
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        known, cells = program.array_input(self._argnum), program.array_output()
+        shape = len(cells), known.size
+        if _may_derive(program.tape):
+            try:
+                derived = derive_jacobian(program, known, cells)
+                return _Derived(
+                    derived, Pattern(shape, derived.indptr, derived.columns, dtype=known.dtype)
+                )
+            except Unsupported:
+                pass
+        carries = directions.carries_tangents(program.tape)
+        indptr, columns = find_pattern(program.tape, cells, known.cell, known.size)
+        pattern = Pattern(shape, indptr, columns, carries, dtype=known.dtype)
+        return _Swept(program, cells, known.leaf, pattern)
 
 
 class SparseHessian(_SparseDerivative):
@@ -177,44 +260,58 @@ class SparseHessian(_SparseDerivative):
     def __init__(self, f: Callable[..., Any], argnum: int) -> None:
         super().__init__(f, argnum)
         self._gradient = derivatives.grad(f, argnum)
-        self._gradients: weakref.WeakKeyDictionary[Program, Program] = weakref.WeakKeyDictionary()
 
-    def _compute(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The program of the gradient takes the same decisions as that of the function.
-        gradient = self._gradients.get(program)
-        if gradient is None:
-            _check_single(program)
-            gradient = self._gradients[program] = Program(self._gradient, args, kwargs)
-        return super()._compute(gradient, args, kwargs)
-
-    def _cells(self, program: Program) -> Ints:
-        output = program._single_output("a Hessian")
-        if output.cells is None:  # the gradient is constant
-            return np.zeros(0, np.int64)
-        return super()._cells(program)
-
-    def _find_pattern(self, tape: Tape, cells: Ints, known: Any) -> Pattern:
-        from scipy.sparse import csr_array
-
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        known, output = program.array_input(self._argnum), _single_number(program)
         n = known.size
-        shape = n, n
-        if not cells.size:
-            return Pattern(shape, np.zeros(n + 1, np.int64), np.zeros(0, np.int64))
-        indptr, columns = find_pattern(tape, cells, known.cell, n)
-        # Equal derivatives may have been recorded in unequal ways: the structure is made symmetric.
-        half = csr_array((np.ones(len(columns), np.int8), columns, indptr), shape=shape)
-        whole = csr_array(half + half.T)
-        whole.sort_indices()
-        return Pattern(
-            shape,
-            whole.indptr.astype(np.int64),
-            whole.indices.astype(np.int64),
-            directions.carries_tangents(tape),
-            symmetric=True,
-        )
+        if _may_derive(program.tape) and output.cells is not None:
+            try:
+                derived = derive_hessian(program, known, int(program.array_output()[0]))
+                structure = derived.indptr, derived.columns
+                pattern = Pattern((n, n), *structure, symmetric=True, dtype=known.dtype)
+                return _Derived(derived, pattern)
+            except Unsupported:
+                pass
+        # The program of the gradient takes the same decisions as that of the function.
+        gradient = Program(self._gradient, args, kwargs)
+        known, output = gradient.array_input(self._argnum), gradient._single_output("a Hessian")
+        if output.cells is None:  # the gradient is constant
+            nothing = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
+            pattern = Pattern((n, n), *nothing, symmetric=True, dtype=known.dtype)
+            return _Swept(gradient, np.zeros(0, np.int64), known.leaf, pattern)
+        cells = gradient.array_output()
+        pattern = _symmetric_pattern(gradient.tape, cells, known)
+        return _Swept(gradient, cells, known.leaf, pattern)
 
 
-def _check_single(program: Program) -> None:
+def _may_derive(tape: Tape) -> bool:
+    return tape.flushed_cell >= DERIVED_FROM or _NUMBA_KERNELS in sys.modules
+
+
+def _symmetric_pattern(tape: Tape, cells: Ints, known: Any) -> Pattern:
+    """Return the structure of a Hessian, which is the Jacobian of a gradient."""
+    from scipy.sparse import csr_array
+
+    n = known.size
+    indptr, columns = find_pattern(tape, cells, known.cell, n)
+    # Equal derivatives may have been recorded in unequal ways: the structure is made symmetric.
+    half = csr_array((np.ones(len(columns), np.int8), columns, indptr), shape=(n, n))
+    whole = csr_array(half + half.T)
+    whole.sort_indices()
+    return Pattern(
+        (n, n),
+        whole.indptr.astype(np.int64),
+        whole.indices.astype(np.int64),
+        directions.carries_tangents(tape),
+        symmetric=True,
+        dtype=known.dtype,
+    )
+
+
+def _single_number(program: Program) -> Any:
+    """Return the output of a program, which must be a single number."""
     shapes = [output.shape for output in program._outputs]
     if len(shapes) != 1 or np.prod(shapes[0]) != 1:
         what = f"an array of shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} values"
@@ -222,6 +319,7 @@ def _check_single(program: Program) -> None:
             "tg.sparse_hessian needs a function that returns a single number, but this one "
             f"returned {what}; return its sum, or use tg.sparse_jacobian{at_caller()}"
         )
+    return program._outputs[0]
 
 
 def _values(tape: Tape, cells: Ints, leaf: Any, pattern: Pattern) -> Floats:
@@ -276,7 +374,7 @@ def sparse_jacobian(f: Callable[..., Any], argnums: int = 0) -> SparseJacobian:
     array([[-1.,  4.,  0.],
            [ 0., -1.,  6.]])
     >>> jacobian.pattern
-    Pattern(2 x 3, 4 nonzeros, 2 forward directions)
+    Pattern(2 x 3, 4 nonzeros)
     """
     return SparseJacobian(f, _one(argnums, "sparse_jacobian"))
 
@@ -313,9 +411,10 @@ def sparse_hessian(f: Callable[..., Any], argnums: int = 0) -> SparseHessian:
 
     Notes
     -----
-    What is compressed is the Jacobian of the gradient.  It is symmetric, and a star colouring
-    (Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47, 2005) makes use
-    of that.
+    The nonzeros are computed by a program of their own, which is derived from the recording once.
+    Where that would be too long, the Jacobian of the gradient is computed in a few directions,
+    found by a star colouring (Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM
+    Review 47, 2005).  Where a partial is infinite, a product of it and zero is nan.
 
     Examples
     --------
@@ -326,7 +425,7 @@ def sparse_hessian(f: Callable[..., Any], argnums: int = 0) -> SparseHessian:
            [2., 6., 4.],
            [0., 4., 0.]])
     >>> hessian.pattern
-    Pattern(3 x 3, 6 nonzeros, 2 forward directions)
+    Pattern(3 x 3, 6 nonzeros)
     """
     return SparseHessian(f, _one(argnums, "sparse_hessian"))
 
