@@ -26,6 +26,9 @@ from .tape import Tape
 if TYPE_CHECKING:
     from .program import Program
 
+COMPILED_FROM = 1_000
+"""Cells from which on a program of nonzeros runs compiled at once: Numba is there already."""
+
 GROWTH = 16
 """Derived code may be this many times as long as what it is derived from; then it is given up."""
 
@@ -109,7 +112,8 @@ class _Derivation:
     """
 
     def __init__(self, program: Program, known: Any) -> None:
-        from .kernels.cpu import derive  # with Numba
+        execute.load("derive")
+        from .kernels.cpu import derive
 
         self._run = derive
         tape = program.tape
@@ -236,6 +240,8 @@ class _Derivation:
         live[values[values >= 0]] = 1
         self._run.keep_needed(code, live)
         tape, cells = schedule(code, live, self._inputs, values)
+        if tape.flushed_cell >= COMPILED_FROM:
+            execute.load("lanes")
         return DerivedMatrix(indptr.astype(np.int64), columns, tape, cells)
 
 

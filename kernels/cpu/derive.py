@@ -21,6 +21,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from tapegrad.kernels.cpu.jit import helper, kernel
 
@@ -597,3 +598,19 @@ def levels(x, y, z, level, first, stop):
         if z[c] >= first:
             deepest = max(deepest, level[z[c]] + 1)
         level[c] = deepest
+
+
+def compile_all() -> None:
+    """Compile all kernels, or load them from the cache."""
+    bytes_, narrow, wide = (types.Array(t, 1, "C") for t in (types.u1, types.i4, types.i8))
+    rows, matrix, numbers = types.Array(types.i4, 2, "C"), types.Array(types.i8, 2, "C"), types.f8
+    columns = (rows, types.Array(numbers, 1, "C"), narrow, narrow, wide, wide, matrix, wide)
+    code, n = types.NamedTuple(columns, Code), types.i8
+    rehash.compile((code,))
+    copy.compile((code, bytes_, narrow, narrow, narrow, narrow, n, n))
+    reach_forward.compile((code, matrix, bytes_, n))
+    reach_backward.compile((code, matrix, bytes_, n))
+    reverse.compile((code, matrix, matrix, bytes_, narrow, narrow, wide, n))
+    tangents.compile((code, matrix, matrix, bytes_, wide, narrow, narrow, narrow, wide, wide, n, n))
+    keep_needed.compile((code, bytes_))
+    levels.compile((wide, wide, wide, wide, n, n))
