@@ -33,7 +33,7 @@ from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
 from .progress import progress
-from .sparsity import sparse_jacobian
+from .sparsity import sparse_hessian, sparse_jacobian
 
 __version__ = "0.1.0.dev0"
 
@@ -74,6 +74,7 @@ __all__ = [
     "ones",
     "progress",
     "record",
+    "sparse_hessian",
     "sparse_jacobian",
     "special",
     "stop_gradient",

@@ -53,7 +53,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "vector")
+FAMILIES = ("scalar", "lanes", "vector", "derive")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -89,8 +89,9 @@ def load(family: str) -> None:
         try:
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
             module.compile_all()
-            setattr(_compiled, f"{family}_forward", module.forward)
-            setattr(_compiled, f"{family}_reverse", module.reverse)
+            for sweep in ("forward", "reverse"):
+                if hasattr(module, sweep):  # what derives programs sweeps nothing
+                    setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))
             _loaded[family] = True
         finally:
             notice.cancel()
