@@ -24,7 +24,7 @@ from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 
 if TYPE_CHECKING:
-    from .rolled import Rolled, Straight
+    from .rolled import Rolled, ReadySweeps
     from .storage import Floats
     from .tape import Tape
 
@@ -131,7 +131,7 @@ def evaluate(tape: Tape) -> None:
         if tape.code:
             tape.flush()
         if tape.done < tape.n:
-            ready = straight(tape)
+            ready = ready_sweeps(tape)
             if ready is not None and tape.done == 0:
                 ready.forward()
                 tape.done, tape.done_cell = tape.n, tape.flushed_cell
@@ -139,11 +139,11 @@ def evaluate(tape: Tape) -> None:
                 _timed(tape, _forward, tape)
 
 
-def straight(tape: Tape) -> Straight | None:
+def ready_sweeps(tape: Tape) -> ReadySweeps | None:
     """Return the sweeps of a program that are ready to be made, if they are to be used."""
     if tape.replays is None or watching.sweeps is not None:
         return None
-    return None if _forced and _forced[-1] == "reference" else tape.replays.straight
+    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
 
 
 class _Watching(threading.local):

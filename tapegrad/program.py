@@ -635,7 +635,7 @@ class Program:
     def _reverse(self, seeds: list[tuple[Output, Any]]) -> list[Any]:
         """Sweep backward from outputs with their cotangents; return the cotangents of inputs."""
         tape = self.tape
-        ready = execute.straight(tape)
+        ready = execute.ready_sweeps(tape)
         if ready is not None:
             for output, cotangent in seeds:
                 output.seed(cotangent, ready.g)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SECONDS = 1.0
 """Time spent in sweeps of a program after which its loops are compiled: about what that takes."""
 
-STRAIGHT_CELLS = 1 << 17
+READY_CELLS = 1 << 17
 """Cells of the largest tape whose sweeps are kept as calls: a microsecond matters there."""
 
 SLICE = 2_000_000  # instructions between two looks at Ctrl-C
@@ -49,18 +49,18 @@ class Replays:
     ----------
     rolled : Rolled or None
         The loops, once they are compiled.
-    straight : Straight or None
+    ready : ReadySweeps or None
         The sweeps as calls, ready to be made, of a small tape.
     """
 
-    __slots__ = ("_is_output", "rolled", "seconds", "straight")
+    __slots__ = ("_is_output", "rolled", "seconds", "ready")
 
     def __init__(self, cells: int, outputs: Any) -> None:
         self._is_output = np.zeros(cells, np.bool_)
         self._is_output[outputs] = True
         self.seconds = 0.0
         self.rolled: Rolled | None = None
-        self.straight: Straight | None = None
+        self.ready: ReadySweeps | None = None
 
     def start_from(self, cells: Any, size: int) -> bool:
         """Whether a reverse sweep may start from these cells, or from a run of `size` cells."""
@@ -79,8 +79,8 @@ class Replays:
             arena, n = tape.arena, tape.n
             op, a, b = (column.array[:n] for column in (arena.op, arena.a, arena.b))
             self.rolled = Rolled(op, a, b, np.flatnonzero(self._is_output))
-            if tape.flushed_cell <= STRAIGHT_CELLS and not np.isin(op, (LANES, HOST)).any():
-                self.straight = Straight(tape, self.rolled)
+            if tape.flushed_cell <= READY_CELLS and not np.isin(op, (LANES, HOST)).any():
+                self.ready = ReadySweeps(tape, self.rolled)
 
 
 class Rolled:
@@ -130,7 +130,7 @@ class Rolled:
         return max(end, self._stops[i]) if i >= 0 else end
 
 
-class Straight:
+class ReadySweeps:
     """The sweeps of a small tape of scalar instructions: nothing is left to be decided.
 
     Attributes
