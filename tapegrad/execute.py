@@ -24,7 +24,7 @@ from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 
 if TYPE_CHECKING:
-    from .rolled import Rolled, ReadySweeps
+    from .rolled import ReadySweeps, Rolled
     from .storage import Floats
     from .tape import Tape
 

@@ -53,7 +53,7 @@ class Replays:
         The sweeps as calls, ready to be made, of a small tape.
     """
 
-    __slots__ = ("_is_output", "rolled", "seconds", "ready")
+    __slots__ = ("_is_output", "ready", "rolled", "seconds")
 
     def __init__(self, cells: int, outputs: Any) -> None:
         self._is_output = np.zeros(cells, np.bool_)
