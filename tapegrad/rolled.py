@@ -11,17 +11,16 @@ import functools
 import importlib
 import threading
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arena import STAGGER, zeros
 from .kernels.opcodes import BINARY, CARRY, CONST, HOST, KINDS, LANES, TERNARY, UNARY
-from .rerolling import Loop, find_loops
 from .storage import Floats
 
 if TYPE_CHECKING:
+    from .rerolling import Loop
     from .tape import Tape
 
 SECONDS = 1.0
@@ -97,6 +96,8 @@ class Rolled:
     def __init__(self, op: Any, a: Any, b: Any, outputs: Any) -> None:
         sizes = np.where(op < CONST, b, 1).astype(np.int64)
         first = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+        from .rerolling import find_loops  # with the first program that is replayed for long
+
         loops = [_cut(loop, op) for loop in find_loops(op, a, b)]
         self.bodies = [_Body(loop, op, a, b, first) for loop in loops]
         used = _used_outside(loops, op, a, b, first, outputs)
@@ -295,8 +296,8 @@ def _cut(loop: Loop, op: Any) -> Loop:
     ternary instruction stays with the CARRY before it.
     """
     if KINDS[op[loop.start]] == TERNARY:
-        loop = replace(loop, start=loop.start + 1, count=loop.count - 1)
-    return replace(loop, count=loop.count - 1)
+        loop = type(loop)(loop.start + 1, loop.period, loop.count - 1)
+    return type(loop)(loop.start, loop.period, loop.count - 1)
 
 
 def _used_outside(loops: list[Loop], op: Any, a: Any, b: Any, first: Any, outputs: Any) -> Any:
