@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of program files: what `fuzz_files` does at random, led by atheris.
 
-``python tests/fuzz_atheris.py -max_total_time=600`` fuzzes for ten minutes; the options are those of
-libFuzzer.  It needs the package ``atheris``, and is run by ``.ci/nightly``, not by the tests.
+``python tests/fuzz_atheris.py -max_total_time=600`` fuzzes for ten minutes (the options are those
+of libFuzzer).  It needs the package ``atheris``, and is run by ``.ci/nightly``, not by the tests.
 """
 
 from __future__ import annotations
