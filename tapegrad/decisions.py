@@ -83,6 +83,7 @@ class Decisions:
         self._starts: list[int] = []  # of each decision on values in `_cells`
         self._numbers: list[int] = []  # and which one of `all` it is
         self._calls: list[Call] = []
+        self._looks: _Looks | None = None
 
     def __len__(self) -> int:
         return len(self.all)
@@ -95,6 +96,7 @@ class Decisions:
             assert isinstance(x, TrackedArray)
             assert x.storage.tape is not None
             cells = cells_of(x.storage.tape, x).ravel().astype(np.uint32)
+        self._looks = None
         self._starts.append(self._cells.extend(cells))
         self._expected.extend(np.asarray(values, np.float64).ravel())
         self._numbers.append(len(self.all))
@@ -112,6 +114,7 @@ class Decisions:
     def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
         """Note the decisions of a program that becomes part of this one, `to` saying where."""
         before = len(self.all)
+        self._looks = None
         start = self._cells.extend(to[other._cells.array()].astype(np.uint32))
         self._expected.extend(other._expected.array())
         self._starts += [start + place for place in other._starts]
@@ -133,7 +136,7 @@ class Decisions:
         """Follow the cells of a tape that was simplified."""
         renamed = Pool(np.uint32)
         renamed.extend(to[self._cells.array()].astype(np.uint32))
-        self._cells = renamed
+        self._cells, self._looks = renamed, None
         for call in self._calls:
             call.rename(to)
 
@@ -213,17 +216,17 @@ class Decisions:
         if not self.all:
             return None
         found: tuple[int, Outcome] | None = None
-        expected, actual = self._expected.array(), v[self._cells.array()]
-        same = actual == expected
-        if not same.all():
-            same |= np.isnan(actual) & np.isnan(expected)
-            if not same.all():
-                i = bisect_right(self._starts, int(np.argmin(same))) - 1
-                stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
-                number = self._numbers[i]
-                recorded = np.asarray(self.all[number].outcome)
-                answer = actual[self._starts[i] : stop].reshape(recorded.shape)
-                found = number, answer.astype(recorded.dtype)[()]
+        if self._looks is None:
+            self._looks = _Looks(self._cells.array(), self._expected.array())
+        place = self._looks.first_changed(v)
+        if place is not None:
+            i = bisect_right(self._starts, place) - 1
+            actual = self._looks.actual
+            stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
+            number = self._numbers[i]
+            recorded = np.asarray(self.all[number].outcome)
+            answer = actual[self._starts[i] : stop].reshape(recorded.shape)
+            found = number, answer.astype(recorded.dtype)[()]
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
@@ -234,6 +237,38 @@ class Decisions:
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
+
+
+_FEW = 4096  # numbers that are compared sooner by their bytes
+
+
+class _Looks:
+    """All values that decisions looked at, ready to be compared at once.
+
+    Attributes
+    ----------
+    actual : ndarray
+        What the last replay had there.
+    """
+
+    __slots__ = ("_bytes", "_cells", "_expected", "actual")
+
+    def __init__(self, cells: np.ndarray[Any, Any], expected: Floats) -> None:
+        self._cells = cells.astype(np.intp)  # which `take` would make of others each time
+        self._expected = expected
+        self._bytes = expected.tobytes() if expected.size <= _FEW else None
+        self.actual = np.empty(expected.size)
+
+    def first_changed(self, v: Floats) -> int | None:
+        """Return the place of the first value that differs; nan is as good as nan."""
+        v.take(self._cells, out=self.actual, mode="clip")  # "raise" would make a copy
+        if self._bytes is not None and self.actual.tobytes() == self._bytes:
+            return None
+        same = self.actual == self._expected
+        if same.all():
+            return None
+        same |= np.isnan(self.actual) & np.isnan(self._expected)
+        return None if same.all() else int(np.argmin(same))
 
 
 class Call:
