@@ -211,13 +211,23 @@ class Decisions:
         new._expected.extend(expected)
         return new
 
+    def _prepare(self) -> _Looks:
+        lines: dict[Any, int] = {}
+        sites = [
+            lines.setdefault((self.all[i].file, self.all[i].line), len(lines))
+            for i in self._numbers
+        ]
+        cells, expected = self._cells.array(), self._expected.array()
+        counts = np.diff([*self._starts, cells.size])
+        return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
+
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
         if not self.all:
             return None
         found: tuple[int, Outcome] | None = None
         if self._looks is None:
-            self._looks = _Looks(self._cells.array(), self._expected.array())
+            self._looks = self._prepare()
         place = self._looks.first_changed(v)
         if place is not None:
             i = bisect_right(self._starts, place) - 1
@@ -240,30 +250,62 @@ class Decisions:
 
 
 _FEW = 4096  # numbers that are compared sooner by their bytes
+_RUN = 256  # decisions of one line, in evenly spaced cells, that are compared without an index
 
 
 class _Looks:
     """All values that decisions looked at, ready to be compared at once.
 
-    Attributes
+    A loop decides the same way again and again, by cells that are evenly spaced: these are read
+    from where they are.  The others are gathered.
+
+    Parameters
     ----------
-    actual : ndarray
-        What the last replay had there.
+    cells, expected : ndarray
+        The cells looked at, and the values that were there.
+    sites : ndarray of int
+        For each of them, which line of code looked.
     """
 
-    __slots__ = ("_bytes", "_cells", "_expected", "actual")
+    __slots__ = ("_bytes", "_cells", "_expected", "_gathered", "_runs", "_values", "actual")
 
-    def __init__(self, cells: np.ndarray[Any, Any], expected: Floats) -> None:
+    def __init__(
+        self, cells: np.ndarray[Any, Any], expected: Floats, sites: np.ndarray[Any, Any]
+    ) -> None:
         self._cells = cells.astype(np.intp)  # which `take` would make of others each time
         self._expected = expected
-        self._bytes = expected.tobytes() if expected.size <= _FEW else None
-        self.actual = np.empty(expected.size)
+        self.actual = np.empty(expected.size)  # what the last replay had there, where it differs
+        self._runs: list[tuple[slice, float]] = []
+        rest = np.ones(cells.size, bool)
+        if cells.size > _RUN:
+            order = np.argsort(sites, kind="stable")
+            for places in np.split(order, np.flatnonzero(np.diff(sites[order])) + 1):
+                self._find_run(places, rest)
+        self._gathered = self._cells[rest]
+        self._values = np.empty(self._gathered.size)
+        given = expected[rest]
+        self._bytes = given.tobytes() if given.size <= _FEW else None
+
+    def _find_run(self, places: np.ndarray[Any, Any], rest: np.ndarray[Any, Any]) -> None:
+        """Find evenly spaced cells, with one value in all of them, at the end of `places`."""
+        steps, values = np.diff(self._cells[places]), self._expected[places]
+        if not steps.size:
+            return
+        breaks = np.flatnonzero((steps != steps[-1]) | (values[:-1] != values[-1]))
+        places = places[breaks[-1] + 1 if breaks.size else 0 :]
+        if places.size > _RUN and steps[-1] > 0:
+            first, last = self._cells[places[0]], self._cells[places[-1]]
+            run = slice(int(first), int(last) + 1, int(steps[-1]))
+            self._runs.append((run, float(values[-1])))
+            rest[places] = False
 
     def first_changed(self, v: Floats) -> int | None:
         """Return the place of the first value that differs; nan is as good as nan."""
-        v.take(self._cells, out=self.actual, mode="clip")  # "raise" would make a copy
-        if self._bytes is not None and self.actual.tobytes() == self._bytes:
+        v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
+        gathered = self._bytes is not None and self._values.tobytes() == self._bytes
+        if gathered and all([(v[run] == value).all() for run, value in self._runs]):
             return None
+        v.take(self._cells, out=self.actual, mode="clip")
         same = self.actual == self._expected
         if same.all():
             return None
