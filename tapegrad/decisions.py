@@ -303,7 +303,7 @@ class _Looks:
         """Return the place of the first value that differs; nan is as good as nan."""
         v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
         gathered = self._bytes is not None and self._values.tobytes() == self._bytes
-        if gathered and all([(v[run] == value).all() for run, value in self._runs]):
+        if gathered and not any([(v[run] != value).any() for run, value in self._runs]):
             return None
         v.take(self._cells, out=self.actual, mode="clip")
         same = self.actual == self._expected
