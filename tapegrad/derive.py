@@ -102,6 +102,25 @@ def derive_hessian(program: Program, known: Any, output: int) -> DerivedMatrix:
     return code.finish(indptr, columns[order], values[order])
 
 
+def derive_gradient(program: Program, output: int) -> tuple[Any, Ints, Ints]:
+    """Return the code of a program with a backward sweep from one of its cells.
+
+    Returns
+    -------
+    code
+        See `tapegrad.kernels.cpu.derive`: all inputs of the program come first.
+    cells : ndarray of int
+        By cell of the program: the cell or constant that has its value.
+    adjoints : ndarray of int
+        The derivative with respect to each input: a cell, a constant, or `NOTHING`.
+    """
+    known = next(x for x in program._inputs if x is not None)
+    code = _Derivation(program, known)
+    code._mine = slice(0, code._inputs)
+    adjoints = code.gradient(int(code.cells[output]))
+    return code._code, code.cells, adjoints
+
+
 class _Derivation:
     """Code that grows, derived from the tape of a program.
 

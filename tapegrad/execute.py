@@ -78,6 +78,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def is_loaded(family: str) -> bool:
+    """Whether the compiled kernels of a family are there already."""
+    return _loaded[family]
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:

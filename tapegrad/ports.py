@@ -80,6 +80,14 @@ class Output:
             value = value.value  # type: ignore[attr-defined]
         self.constant = own(value)
 
+    @classmethod
+    def on_cells(cls, cells: Any, shape: tuple[int, ...], dtype: Any) -> Output:
+        """Return the output that is in given cells: the first of a run, or an array of them."""
+        output = cls.__new__(cls)
+        output.cells, output.constant = cells, None
+        output.shape, output.dtype, output.size = shape, np.dtype(dtype), prod(shape)
+        return output
+
     def flat_cells(self) -> Any:
         """Return its cells, flat."""
         if isinstance(self.cells, (int, np.integer)):

@@ -277,10 +277,14 @@ class Program:
         with self.lock:
             derived = self._gradients.get(key)
             if derived is None:
+                from .gradients import gradient_program  # which needs this module
+
+                derived = gradient_program(self, argnums)
+            if derived is None:
                 args, kwargs = trees.unflatten(self._tree, self._example())
                 derived = Program(functools.partial(gradient), args, kwargs)
-                derived._name, derived._function = f"gradient of {self._name}", None
-                self._gradients[key] = derived
+            derived._name, derived._function = f"gradient of {self._name}", None
+            self._gradients[key] = derived
         return derived
 
     def vjp(self, *args: Any, **kwargs: Any) -> Any:
