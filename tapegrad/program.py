@@ -54,6 +54,13 @@ class Program(Recorded):
 
         save(self, path)
 
+    def __reduce__(self) -> Any:
+        # What a file would hold: pickles go to other processes, and hold no code either.
+        from .files import from_bytes, to_bytes
+
+        classes = {*trees.classes(self._tree), *trees.classes(self._out_tree)}
+        return from_bytes, (to_bytes(self), tuple(classes), self.tape.flushed_cell)
+
     def promote(self, *what: str | Captured) -> Program:
         """Return a program that takes captured variables as arguments, after the others.
 

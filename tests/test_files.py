@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import pickle
 import random
 import subprocess
 import sys
@@ -118,6 +120,15 @@ def test_structures_with_and_without_their_classes():
     assert pair["left"] == ordered["n"] == program(p, other)[0].left
     assert nothing is None
     assert type(ordered) is OrderedDict
+
+
+def test_programs_are_pickled_and_copied_as_files_are():
+    p = Parameters(Pair(1.0, np.ones(2)), [2.0, None])
+    program = tg.record(parameters, p, OrderedDict(t=3.0))
+    for other in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        q = Parameters(Pair(2.0, np.array([3.0, 4.0])), [5.0, None])
+        assert repr(other(q, OrderedDict(t=6.0))) == repr(program(q, OrderedDict(t=6.0)))
+        assert other.tape is not program.tape
 
 
 def test_keyword_arguments_constants_and_dtypes():
