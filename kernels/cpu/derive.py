@@ -90,7 +90,7 @@ def mixed(o, x, y, z):
 def constant(code, value):
     """Return the number of a constant, which is negative."""
     mask = len(code.k_table) - 1
-    slot = mixed(hash(value), 0, 0, 0) & mask
+    slot = mixed(np.float64(value).view(int64), 0, 0, 0) & mask
     while code.k_table[slot] != 0:
         known = code.k[code.k_table[slot] - 1]
         if known == value and (value != 0.0 or 1.0 / known == 1.0 / value):
@@ -316,25 +316,28 @@ def multiple(code, c):
 
 
 @helper
-def run(code, program, x, y, z, out, scratch):
-    """Emit a program of `code.steps` for given operands; return what it gives."""
-    for t in range(program[0], program[1]):
-        step = code.steps[t]
+def run(code, programs, entry, c, scratch):
+    """Emit a program of `code.steps` for the operands of a cell; return what it gives."""
+    x, y, z = operand(code, c, 0), operand(code, c, 1), operand(code, c, 2)
+    first = programs[entry, 0]
+    for t in range(first, programs[entry, 1]):
         for j in range(3):
-            name = step[j + 1]
+            name = code.steps[t, j + 1]
             if name >= 4:
                 scratch[j] = scratch[name]
             elif name < 0:
                 scratch[j] = name
             else:
-                scratch[j] = x if name == 0 else y if name == 1 else z if name == 2 else out
-        scratch[4 + t - program[0]] = emit(code, True, step[0], scratch[0], scratch[1], scratch[2])
-    name = program[2]
+                scratch[j] = x if name == 0 else y if name == 1 else z if name == 2 else c
+        scratch[4 + t - first] = emit(
+            code, True, code.steps[t, 0], scratch[0], scratch[1], scratch[2]
+        )
+    name = programs[entry, 2]
     if name >= 4:
         return scratch[name]
     if name < 0:
         return name
-    return x if name == 0 else y if name == 1 else z if name == 2 else out
+    return x if name == 0 else y if name == 1 else z if name == 2 else c
 
 
 @helper
@@ -355,12 +358,10 @@ def partial(code, partials, flows, o, j, c, scratch):
     if partials[entry, 0] < 0:
         return result, condition
     for turn in range(2):
-        program = flows[entry] if turn == 0 else partials[entry]
-        if program[0] < 0:
+        programs = flows if turn == 0 else partials
+        if programs[entry, 0] < 0:
             continue
-        found = run(
-            code, program, operand(code, c, 0), operand(code, c, 1), operand(code, c, 2), c, scratch
-        )
+        found = run(code, programs, entry, c, scratch)
         if turn == 1:
             result = found
         elif found >= 0:
@@ -383,7 +384,7 @@ def rehash(code):
             code.table[slot] = c + 1
     mask = len(code.k_table) - 1
     for i in range(code.used[1]):
-        slot = mixed(hash(code.k[i]), 0, 0, 0) & mask
+        slot = mixed(np.float64(code.k[i]).view(int64), 0, 0, 0) & mask
         while code.k_table[slot] != 0:
             slot = (slot + 1) & mask
         code.k_table[slot] = i + 1
