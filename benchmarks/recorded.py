@@ -76,3 +76,17 @@ def swept_hessian(
     info["color_s"] = time.perf_counter() - start
     info["trace_s"] -= info["pattern_s"] + info["color_s"]
     return hessian, info
+
+
+def prepared(derivative: Any, x: NDArray[np.float64], derive: bool) -> Callable[[], object]:
+    """Return what prepares the recording of a sparse derivative anew, one way or the other."""
+    sparsity: Any = sys.modules["tapegrad.sparsity"]
+
+    def prepare() -> object:
+        with mock.patch.object(sparsity, "_may_derive", return_value=derive):
+            result = derivative._prepare(derivative._last, (x,), {})
+            return result if derive else result.pattern.compression
+
+    derivative(x)
+    prepare()
+    return prepare

@@ -152,9 +152,8 @@ class _Derivation:
         pool, which = _distinct(np.concatenate((constants, programs.numbers)))
         numbers = -1 - which
         steps = _renamed(programs.steps, numbers[len(constants) :])
-        self._partials, self._flows = programs.partials.copy(), programs.flows.copy()
-        for entries in (self._partials, self._flows):
-            entries[:, 2] = _renamed(entries[:, 2], numbers[len(constants) :])
+        self._programs = programs.entries.copy()
+        self._programs[:, 2] = _renamed(self._programs[:, 2], numbers[len(constants) :])
         self._scratch = np.zeros(64, np.int64)
         self._code = self._new_code(steps, pool, self._inputs + 2 * n)
 
@@ -175,12 +174,12 @@ class _Derivation:
 
     def _new_code(self, steps: Any, pool: Floats, room: int) -> Any:
         derive, room = self._run, room + 4 * self._run.ROOM
-        role, number = _roles(derive.ROLES)
         ins = np.full((room, 4), -1, np.int32)
         ins[: self._inputs, 0] = 0
         k = np.concatenate((pool, np.zeros(4 * derive.ROOM)))
         used = np.array([self._inputs, len(pool)], np.int64)
-        code = derive.Code(*(ins, k, _table(room), _table(len(k)), role, number, steps, used))
+        roles = _roles(derive.ROLES, derive.ROLE)
+        code = derive.Code(ins, k, _table(room), _table(len(k)), roles, steps, used)
         derive.rehash(code)
         return code
 
@@ -204,12 +203,12 @@ class _Derivation:
         if output >= 0:
             active = np.zeros(stop, np.uint8)
             active[self._mine] = 1
-            derive.reach_forward(self._code, self._partials, active, stop)
+            derive.reach_forward(self._code, self._programs, active, stop)
             adjoint[output] = self._constant(1.0)
             condition = np.full(stop, derive.NOTHING, np.int32)
             while stop:
                 stop = derive.reverse(
-                    *(self._code, self._partials, self._flows, active, adjoint, condition),
+                    *(self._code, self._programs, active, adjoint, condition),
                     *(self._scratch, stop),
                 )
                 if stop:
@@ -221,7 +220,7 @@ class _Derivation:
         derive, stop = self._run, int(self._code.used[0])
         needed = np.zeros(stop, np.uint8)
         needed[outputs[outputs >= 0]] = 1
-        derive.reach_backward(self._code, self._partials, needed, stop)
+        derive.reach_backward(self._code, self._programs, needed, stop)
         size = self._mine.stop - self._mine.start
         start, count = np.zeros(stop, np.int64), np.zeros(stop, np.int32)
         start[self._mine], count[self._mine] = np.arange(size), 1
@@ -232,7 +231,7 @@ class _Derivation:
         first = 0
         while first < stop:
             first = derive.tangents(
-                *(self._code, self._partials, self._flows, needed, start, count, of, value),
+                *(self._code, self._programs, needed, start, count, of, value),
                 *(filled, self._scratch, first, stop),
             )
             if first < stop:
@@ -270,8 +269,7 @@ class _Programs:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {"0.0": 0}
         self._steps: list[list[int]] = []
-        self.partials = self._entries(PARTIALS)
-        self.flows = self._entries(FLOWS)
+        self.entries = np.concatenate((self._entries(PARTIALS), self._entries(FLOWS)))
         self.steps = np.array(self._steps, np.int64)
         self.numbers = np.array([float(text) for text in self._numbers])
 
@@ -309,14 +307,14 @@ def _programs() -> _Programs:
     return _Programs()
 
 
-def _roles(names: Any) -> tuple[Ints, Ints]:
-    """Return the role of each opcode, and the opcode of each role."""
-    role, number = np.zeros(256, np.int64), np.zeros(len(names), np.int64)
+def _roles(names: Any, offset: int) -> Ints:
+    """Return the role of each opcode and, from `offset` on, the opcode of each role."""
+    roles = np.zeros(offset + len(names), np.int64)
     for i, name in enumerate(names):
         if name:
-            number[i] = ROWS[name][0]
-            role[number[i]] = i
-    return role, number
+            roles[offset + i] = ROWS[name][0]
+            roles[ROWS[name][0]] = i
+    return roles
 
 
 def _distinct(values: Floats) -> tuple[Floats, Ints]:

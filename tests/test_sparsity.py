@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -255,3 +256,19 @@ def test_bad_input():
         tg.sparse_jacobian(lambda x: (x, x))(np.ones(2))
     with pytest.raises(TypeError, match="does not depend"):
         tg.sparse_jacobian(lambda x: np.ones(3))(np.ones(2))
+
+
+def test_threads_share_a_hessian():
+    hessian = tg.sparse_hessian(chain)
+    points = [np.linspace(-1.0, 1.0, 50) * (1.0 + k) for k in range(8)]
+    expected = [tg.sparse_hessian(chain)(x).toarray() for x in points]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: hessian(x).toarray(), points))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_within_another_derivative_it_is_refused():
+    hessian = tg.sparse_hessian(lambda x: np.sum(x**3))
+    with pytest.raises(TypeError, match="tracked"):
+        tg.grad(lambda x: hessian(x).diagonal().sum())(np.ones(3))
