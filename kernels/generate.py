@@ -10,7 +10,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from tapegrad.kernels.emit import lanes, numbering, opcodes, page, rules, scalar, traced, vector
+from tapegrad.kernels.emit import (
+    lanes,
+    numbering,
+    opcodes,
+    page,
+    partials,
+    rules,
+    scalar,
+    traced,
+    vector,
+)
 from tapegrad.ops.structural import STRUCTURAL
 from tapegrad.ops.table import FAMILIES, TABLE
 
@@ -22,6 +32,7 @@ def outputs() -> dict[Path, str]:
     numbered = numbering.number(TABLE)
     return {
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
+        KERNELS / "partials.py": partials.emit(TABLE),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
         KERNELS / "traced.py": traced.emit(TABLE),
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),

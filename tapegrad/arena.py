@@ -7,6 +7,10 @@ grows by doubling. Code that calls `Column.ensure` and then reads `Column.array`
 both.
 
 Touching fresh pages costs more than a sweep, so arenas are reused: see `Pool`.
+
+A sweep walks through all columns side by side. Where they start at the same offset into a page,
+addresses agree in the bits by which a processor tells a load from an earlier store, and it waits in
+vain (a reverse sweep took 1.4 times as long): each column has a `STAGGER` of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ SMALL_BYTES = 1 << 20
 """What every pooled arena may keep, uncounted."""
 
 FIRST_ITEMS = 1 << 12  # the first size of a column that grows by doubling
+STAGGER = {"op": 0, "a": 832, "b": 1664, "v": 2496, "g": 3328}
+"""Bytes into a page at which each kind of column starts; 832 is 4096 / 5 in whole cache lines."""
+
 HUGE_FROM = 4 << 20  # bytes before huge pages: a small tape must not touch 2 MiB at once
 
 MAX_RESERVED = 1024
@@ -50,6 +57,8 @@ class Column:
     dtype : data type
     reserve : int, optional
         Items to reserve address space for, where the system allows it.
+    shift : int, optional
+        Bytes into a page at which the column starts.
 
     Attributes
     ----------
@@ -66,19 +75,20 @@ class Column:
     array([0., 0., 0.])
     """
 
-    __slots__ = ("_map", "array", "touched")
+    __slots__ = ("_map", "_shift", "array", "touched")
 
     array: AnyArray
     touched: int
     _map: mmap.mmap | None
 
-    def __init__(self, dtype: Any, reserve: int = RESERVE) -> None:
+    def __init__(self, dtype: Any, reserve: int = RESERVE, shift: int = 0) -> None:
         dtype = np.dtype(dtype)
-        self._map = _reserve(reserve * dtype.itemsize)
+        self._shift = shift
+        self._map = _reserve(shift + reserve * dtype.itemsize)
         if self._map is None:
-            self.array = np.zeros(min(FIRST_ITEMS, reserve), dtype)
+            self.array = zeros(min(FIRST_ITEMS, reserve), dtype, shift)
         else:
-            self.array = np.frombuffer(self._map, dtype)
+            self.array = np.frombuffer(self._map, dtype, reserve, shift)
         self.touched = 0
 
     @property
@@ -109,7 +119,7 @@ class Column:
         old = self.array
         try:
             # calloc: pages beyond what is copied stay untouched
-            new = np.zeros(max(n, 2 * old.size), old.dtype)
+            new = zeros(max(n, 2 * old.size), old.dtype, self._shift)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise MemoryError(
                 f"no memory for {n:,} items of a tape ({n * old.itemsize / 2**30:.1f} GiB); record "
@@ -127,18 +137,28 @@ class Column:
         if self.touched_bytes <= keep:
             return
         if sys.platform == "linux" and self._map is not None:
-            keep = -(-keep // mmap.PAGESIZE) * mmap.PAGESIZE
+            keep = (keep + self._shift) // mmap.PAGESIZE * mmap.PAGESIZE
             if keep < len(self._map):
                 self._map.madvise(mmap.MADV_DONTNEED, keep)
-                self.touched = min(self.touched, keep // self.array.itemsize)
+                kept = max(0, keep - self._shift) // self.array.itemsize
+                self.touched = min(self.touched, kept)
         else:
-            self.array = np.zeros(FIRST_ITEMS, self.array.dtype)
+            self.array = zeros(FIRST_ITEMS, self.array.dtype, self._shift)
             self.touched = 0
 
     def clear(self) -> None:
         """Make every item zero."""
         self.release(SMALL_BYTES)  # fresh pages are zero: cheaper than writing zeros into many
         self.array[: self.touched] = 0
+
+
+def zeros(n: int, dtype: np.dtype[Any], shift: int) -> AnyArray:
+    """Return an array of zeros that starts `shift` bytes into a page, where that matters."""
+    if n < FIRST_ITEMS:
+        return np.zeros(n, dtype)  # fits the cache many times over
+    raw = np.zeros(n * dtype.itemsize + mmap.PAGESIZE, np.uint8)
+    start = (shift - raw.ctypes.data) % mmap.PAGESIZE
+    return raw[start : start + n * dtype.itemsize].view(dtype)
 
 
 def _reserve(nbytes: int) -> mmap.mmap | None:
@@ -251,10 +271,10 @@ class Arena:
     __slots__ = ("a", "b", "op", "v")
 
     def __init__(self, reserve: int = RESERVE) -> None:
-        self.op = Column(np.uint8, reserve)
-        self.a = Column(np.uint32, reserve)
-        self.b = Column(np.uint32, reserve)
-        self.v = Column(np.float64, reserve)
+        self.op = Column(np.uint8, reserve, STAGGER["op"])
+        self.a = Column(np.uint32, reserve, STAGGER["a"])
+        self.b = Column(np.uint32, reserve, STAGGER["b"])
+        self.v = Column(np.float64, reserve, STAGGER["v"])
 
     @classmethod
     def take(cls) -> Arena:
@@ -277,10 +297,10 @@ class Arena:
     def compact(self, n_instructions: int, n_cells: int) -> CompactArena:
         """Return a copy of what is used, so that the arena can go back to the pool."""
         return CompactArena(
-            self.op.array[:n_instructions].copy(),
-            self.a.array[:n_instructions].copy(),
-            self.b.array[:n_instructions].copy(),
-            self.v.array[:n_cells].copy(),
+            self.op.array[:n_instructions],
+            self.a.array[:n_instructions],
+            self.b.array[:n_instructions],
+            self.v.array[:n_cells],
         )
 
     def release(self, keep: int = 0) -> None:
@@ -310,18 +330,27 @@ class FixedColumn:
 
 
 class CompactArena:
-    """The code and values of a finished tape, in ordinary arrays of just their size."""
+    """Copies of the code and values of a finished tape, in ordinary arrays of just their size.
+
+    The columns may be handed in as integers of any kind.
+    """
 
     __slots__ = ("a", "b", "op", "v")
 
     def __init__(self, op: AnyArray, a: AnyArray, b: AnyArray, v: AnyArray) -> None:
-        self.op = FixedColumn(op)
-        self.a = FixedColumn(a)
-        self.b = FixedColumn(b)
-        self.v = FixedColumn(v)
+        self.op = FixedColumn(_copied(op, np.uint8, STAGGER["op"]))
+        self.a = FixedColumn(_copied(a, np.uint32, STAGGER["a"]))
+        self.b = FixedColumn(_copied(b, np.uint32, STAGGER["b"]))
+        self.v = FixedColumn(_copied(v, np.float64, STAGGER["v"]))
 
     def give_back(self, n_instructions: int, n_cells: int) -> None:
         """Do nothing: ordinary arrays free themselves."""
+
+
+def _copied(array: AnyArray, dtype: Any, shift: int) -> AnyArray:
+    copy = zeros(array.size, np.dtype(dtype), shift)
+    copy[:] = array
+    return copy
 
 
 # -- adjoints -------------------------------------------------------------------------------------
@@ -336,7 +365,7 @@ def take_adjoints(n: int) -> Column:
     >>> g.array[3] = 1.5
     >>> give_back_adjoints(g, clean=False)
     """
-    column = _adjoints.take() or Column(np.float64)
+    column = _adjoints.take() or Column(np.float64, shift=STAGGER["g"])
     column.ensure(n)
     return column
 

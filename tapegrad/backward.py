@@ -157,6 +157,9 @@ def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import
         clean = False
         try:
             top = 0
+            outputs = tape.replays is None or all(
+                tape.replays.start_from(cells, cotangent.size) for cells, cotangent in seeds
+            )
             for cells, cotangent in seeds:
                 if not cotangent.size:  # no elements: every gradient is zero, and there is one
                     top = tape.flushed_cell
@@ -167,7 +170,7 @@ def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import
                 else:
                     np.add.at(g, cells, cotangent)
                     top = max(top, int(cells.max()) + 1)
-            execute.reverse(tape, g, top, strict)
+            execute.reverse(tape, g, top, strict, loops=outputs)
             found = []
             for entry in tape.imports:
                 part = g[entry.cell : entry.cell + entry.size]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import trees
+from .call import Call, positions_of
 from .creation import array
-from .derivatives import _Call, _positions
 from .differences import central, one_sided
 from .errors import GradientMismatch, at_caller
 from .kernels.opcodes import HOST, LANES, ROW_OF
@@ -118,9 +118,9 @@ def check_gradients(
             f"check_gradients needs the arguments to call the function with{at_caller()}"
         )
     chosen = range(len(args)) if argnums is None else argnums
-    call = _Call(f, args, {}, chosen)
+    call = Call(f, args, {}, chosen)
     try:
-        function = _Function(call, f, args, _positions(chosen, len(args)))
+        function = _Function(call, f, args, positions_of(chosen, len(args)))
         return _Comparison(call, function, rtol, atol).run()
     finally:
         call.release()
@@ -131,7 +131,7 @@ class _Comparison:
 
     def __init__(
         self,
-        call: _Call,
+        call: Call,
         function: _Function,
         rtol: float | None,
         atol: float | None,
@@ -280,7 +280,7 @@ class _Function:
     """
 
     def __init__(
-        self, call: _Call, f: Callable[..., Any], args: tuple[Any, ...], positions: list[int]
+        self, call: Call, f: Callable[..., Any], args: tuple[Any, ...], positions: list[int]
     ) -> None:
         self.f = f
         self.args = args

@@ -75,14 +75,17 @@ class GradientMismatch(TapeGradError, AssertionError):
         self.faults = faults or []
 
 
+def is_internal(path: str) -> bool:
+    """Whether a source file is tapegrad's or NumPy's, or none at all."""
+    return path.startswith((_PACKAGE, _KERNELS, "<frozen", "<__array_function__")) or _NUMPY in path
+
+
 def caller() -> tuple[str, int]:
     """Return file name and line of the innermost frame outside tapegrad and NumPy."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_PACKAGE, _KERNELS, "<frozen", "<__array_function__")) and (
-            _NUMPY not in name
-        ):
+        if not is_internal(name):
             return name, frame.f_lineno
         if frame.f_back is None:
             break

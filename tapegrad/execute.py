@@ -15,14 +15,16 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 
 if TYPE_CHECKING:
+    from .rolled import ReadySweeps, Rolled
     from .storage import Floats
     from .tape import Tape
 
@@ -51,7 +53,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "vector")
+FAMILIES = ("scalar", "lanes", "vector", "derive")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -76,6 +78,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def is_loaded(family: str) -> bool:
+    """Whether the compiled kernels of a family are there already."""
+    return _loaded[family]
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
@@ -87,8 +94,9 @@ def load(family: str) -> None:
         try:
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
             module.compile_all()
-            setattr(_compiled, f"{family}_forward", module.forward)
-            setattr(_compiled, f"{family}_reverse", module.reverse)
+            for sweep in ("forward", "reverse"):
+                if hasattr(module, sweep):  # what derives programs sweeps nothing
+                    setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))
             _loaded[family] = True
         finally:
             notice.cancel()
@@ -128,7 +136,50 @@ def evaluate(tape: Tape) -> None:
         if tape.code:
             tape.flush()
         if tape.done < tape.n:
-            _forward(tape)
+            ready = ready_sweeps(tape)
+            if ready is not None and tape.done == 0:
+                ready.forward()
+                tape.done, tape.done_cell = tape.n, tape.flushed_cell
+            else:
+                _timed(tape, _forward, tape)
+
+
+def ready_sweeps(tape: Tape) -> ReadySweeps | None:
+    """Return the sweeps of a program that are ready to be made, if they are to be used."""
+    if tape.replays is None or watching.sweeps is not None:
+        return None
+    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
+
+
+class _Watching(threading.local):
+    """What this thread's sweeps report to: a `tapegrad.progress.Sweeps`, where it is wanted."""
+
+    sweeps: Any = None
+
+
+watching = _Watching()
+
+
+def _timed(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
+    """Run a sweep; that of a program counts towards the compilation of its loops."""
+    with watching.sweeps or nullcontext():
+        _counted(tape, sweep, *args)
+
+
+def _counted(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
+    if tape.replays is None:
+        sweep(*args)
+    else:
+        start = time.perf_counter()
+        sweep(*args)
+        tape.replays.seconds += time.perf_counter() - start
+
+
+def _loops(tape: Tape) -> Rolled | None:
+    """Return the compiled loops of a tape, if there are any and they are to be used."""
+    if tape.replays is None or (_forced and _forced[-1] == "reference"):
+        return None
+    return tape.replays.rolled
 
 
 def _forward(tape: Tape) -> None:
@@ -136,6 +187,7 @@ def _forward(tape: Tape) -> None:
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     n, position, cell, lane = tape.n, tape.done, tape.done_cell, 0
+    loops, sweeps = _loops(tape), watching.sweeps
     while position < n:
         kind = op[position]
         if kind == LANES:
@@ -149,24 +201,46 @@ def _forward(tape: Tape) -> None:
             size = int(b[position])
             tape.hosts[a[position]].forward(v, v[cell : cell + size])
             position, cell = position + 1, cell + size
+        elif loops and (loop := loops.starting_at(position)):
+            loop.forward(k, v)
+            position, cell = loop.stop, cell + loop.size
         else:
             run = kernels("scalar", min(n - position, tape.flushed_cell - cell))
             stop = min(n, position + run.slice)
+            stop = loops.next_start(position, stop) if loops else stop
             position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
         tape.done, tape.done_cell = position, cell
+        if sweeps:
+            sweeps.moved("forward", position, n)
 
 
-def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int = 0) -> None:
+def reverse(
+    tape: Tape,
+    g: Floats,
+    top: int,
+    strict: bool = False,
+    bottom: int = 0,
+    *,
+    loops: bool = False,
+) -> None:
     """Sweep backward from the cells below `top`, whose adjoints stand in `g`, to `bottom`.
 
     The adjoints of input cells remain in `g`; those of all other cells are used up, so that `g` is
-    zero again but for the inputs.
+    zero again but for the inputs.  With `loops` the sweep starts from outputs of a program, and may
+    use its compiled loops.
     """
+    compiled = _loops(tape) if loops and not strict else None
+    _timed(tape, _reverse, tape, g, top, strict, bottom, compiled)
+
+
+def _reverse(
+    tape: Tape, g: Floats, top: int, strict: bool, bottom: int, loops: Rolled | None
+) -> None:
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     position, cell = first_block_above(tape, top)
-    lane = -1
+    lane, first, sweeps = -1, position, watching.sweeps
     while position > bottom:
         kind = op[position - 1]
         if kind == LANES:
@@ -177,10 +251,16 @@ def reverse(tape: Tape, g: Floats, top: int, strict: bool = False, bottom: int =
         elif kind == HOST:
             position, cell = position - 1, cell - int(b[position - 1])
             tape.hosts[a[position]].reverse(v, g, cell, strict)
+        elif loops and (loop := loops.stopping_at(position)) and loop.start >= bottom:
+            loop.reverse(k, v, g)
+            position, cell = loop.start, cell - loop.size
         else:
             run = kernels("scalar", min(position - bottom, cell))
             stop = max(bottom, position - run.slice)
+            stop = loops.previous_stop(position, stop) if loops else stop
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
+        if sweeps:
+            sweeps.moved("backward", first - position, first - bottom)
 
 
 def first_block_above(tape: Tape, top: int) -> tuple[int, int]:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from . import trees
+from .call import check_function
 from .decisions import Decisions
-from .derivatives import _check_function
 from .errors import ControlFlowChanged
-from .program import Program, is_input
+from .ports import is_input
+from .program import Program
+from .storage import Tracked
 
 MAX_WAYS = 64
 """Programs that a function keeps for one kind of arguments; beyond that it starts again."""
@@ -40,7 +42,7 @@ class FunctionOfPrograms:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
-        _check_function(f)
+        check_function(f)
         functools.update_wrapper(self, f)
         self._f = f
         self._ways: dict[Any, _Way] = {}
@@ -60,15 +62,37 @@ class FunctionOfPrograms:
         """Return the gradient."""
         return self.value_and_grad(*args, argnums=argnums, **kwargs)[1]
 
-    def jacobian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+    def jacobian(
+        self, *args: Any, argnums: int | Sequence[int] = 0, mode: str = "auto", **kwargs: Any
+    ) -> Any:
         """Return the Jacobian; see `Program.jacobian`."""
         return self.run(
-            args, kwargs, lambda program: program.jacobian(*args, argnums=argnums, **kwargs)
+            args,
+            kwargs,
+            lambda program: program.jacobian(*args, argnums=argnums, mode=mode, **kwargs),
+        )
+
+    def hessian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Return the Hessian; see `Program.hessian`."""
+        return self.run(
+            args, kwargs, lambda program: program.hessian(*args, argnums=argnums, **kwargs)
+        )
+
+    def hvp(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
+        """Return the product of the Hessian and a vector; see `Program.hvp`."""
+        return self.run(
+            args[:-1], kwargs, lambda program: program.hvp(*args, argnums=argnums, **kwargs)
         )
 
     def vjp(self, *args: Any, **kwargs: Any) -> Any:
         """Return the value and a function for vector-Jacobian products; see `Program.vjp`."""
         return self.run(args, kwargs, lambda program: program.vjp(*args, **kwargs))
+
+    def jvp(self, primals: Sequence[Any], tangents: Sequence[Any], **kwargs: Any) -> Any:
+        """Return the value and its derivative in one direction; see `Program.jvp`."""
+        return self.run(
+            tuple(primals), kwargs, lambda program: program.jvp(primals, tangents, **kwargs)
+        )
 
     @property
     def programs(self) -> list[Program]:
@@ -147,6 +171,8 @@ def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves, tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
     parts: list[Any] = [tree]
     for leaf in leaves:
+        if isinstance(leaf, Tracked) and not is_input(leaf):
+            leaf = np.array(leaf.value)  # type: ignore[attr-defined]
         if is_input(leaf):
             parts.append((np.shape(leaf), getattr(leaf, "dtype", np.dtype(float)).str))
         elif isinstance(leaf, np.ndarray):

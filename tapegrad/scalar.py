@@ -22,7 +22,7 @@ from .indexing import get
 from .kernels.opcodes import NONDIFF, RESULT, ROWS, UFUNCS
 from .recording import BOOL, FLOAT64, array, elementwise
 from .storage import Storage, TrackedArray, TrackedScalar
-from .tape import Tape, here, read_cell, recorder
+from .tape import read_cell, recorder
 from .ufuncs import array_ufunc, power
 from .window import Window
 
@@ -34,8 +34,8 @@ def _unary(row: str) -> Method:
 
     def method(self: Any) -> Any:
         try:
-            tape = here.tape
-            if self.tape is tape:
+            tape = self.tape
+            if tape.thread._is_owned():
                 out = Scalar()
                 out.tape = tape
                 out.cell = next(tape.cells)
@@ -47,7 +47,7 @@ def _unary(row: str) -> Method:
         except StopIteration:
             recorder.block_full()
         except AttributeError:
-            pass  # this thread has not recorded yet
+            pass  # a leaf not imported yet
         except BaseException:
             recorder.tape.repair()
             raise
@@ -61,8 +61,8 @@ def _binary(row: str) -> Method:
 
     def method(self: Any, other: Any) -> Any:
         try:
-            tape = here.tape
-            if self.tape is tape:
+            tape = self.tape
+            if tape.thread._is_owned():
                 kind = other.__class__
                 if kind is Scalar:
                     if other.tape is tape:
@@ -86,10 +86,8 @@ def _binary(row: str) -> Method:
                     return out
         except StopIteration:
             recorder.block_full()
-        except KeyError:
-            recorder.tape.constant(float(other))
-        except AttributeError:
-            pass  # this thread has not recorded yet
+        except (KeyError, AttributeError):
+            pass  # a constant met for the first time, or a leaf not imported yet
         except BaseException:
             recorder.tape.repair()
             raise
@@ -104,8 +102,8 @@ def _reflected(row: str) -> Method:
     def method(self: Any, other: Any) -> Any:
         kind = other.__class__
         try:
-            tape = here.tape
-            if self.tape is tape and (kind is float or kind is int) and other:
+            tape = self.tape
+            if (kind is float or kind is int) and other and tape.thread._is_owned():
                 constant = tape.constants[other]
                 out = Scalar()
                 out.tape = tape
@@ -117,10 +115,8 @@ def _reflected(row: str) -> Method:
                 return out
         except StopIteration:
             recorder.block_full()
-        except KeyError:
-            recorder.tape.constant(float(other))
-        except AttributeError:
-            pass  # this thread has not recorded yet
+        except (KeyError, AttributeError):
+            pass  # a constant met for the first time, or a leaf not imported yet
         except BaseException:
             recorder.tape.repair()
             raise
@@ -136,8 +132,8 @@ def _comparison(row: str) -> Method:
     op, op_constant, _ = ROWS[row]
 
     def method(self: Any, other: Any) -> Any:
-        tape = getattr(here, "tape", 0)
-        if self.tape is tape:
+        tape = self.tape
+        if tape is not None and tape.awake and tape.thread._is_owned():
             kind = other.__class__
             if kind is Scalar and other.tape is tape:
                 cell = tape.push(op, self.cell, other.cell)
@@ -187,8 +183,8 @@ class Scalar(Array, TrackedScalar):
             op = _UNARY_UFUNCS.get(ufunc)
             if op is not None:  # np.sin(x): written out, as in `_unary`
                 try:
-                    tape: Tape = here.tape
-                    if self.tape is tape:
+                    tape: Any = self.tape
+                    if tape.thread._is_owned():
                         out = Scalar()
                         out.tape = tape
                         out.cell = next(tape.cells)
@@ -200,7 +196,7 @@ class Scalar(Array, TrackedScalar):
                 except StopIteration:
                     recorder.block_full()
                 except AttributeError:
-                    pass  # this thread has not recorded yet
+                    pass  # a leaf not imported yet
                 except BaseException:
                     recorder.tape.repair()
                     raise

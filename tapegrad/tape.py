@@ -17,7 +17,7 @@ import weakref
 from array import array
 from bisect import bisect_right
 from operator import attrgetter, length_hint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
-BLOCK = 1 << 13  # instructions that wait in the Python list before they are packed
+if TYPE_CHECKING:
+    from .rolled import Replays
+
+BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
 # A recorder starts a new tape beyond this many cells, so that what no live array can reach any more
 # is reclaimed piece by piece; much earlier when somebody looks at a value, as in a loop that never
 # calls backward.
@@ -70,6 +73,13 @@ class Tape:
         Instructions not packed yet: opcode, a, b, opcode, a, b, ...
     cells : iterator of int
         Numbers of the cells still free in the current block; the recorder calls ``next`` on it.
+        It is exhausted while the tape is not awake, so that nothing is appended by mistake.
+    awake : bool
+        Whether its thread records on this tape right now, rather than on one that it has put
+        aside for (an inner derivative, ``no_grad``) or has turned to since.
+    thread : RLock
+        Held by the recording thread as long as it lives: ``thread._is_owned()`` is the quickest
+        way to ask whether a tape is this thread's, three times as quick as a thread-local.
     constants : dict
         Index into the constant pool by value, zeros excepted (0.0 and -0.0 compare equal).
     n : int
@@ -82,6 +92,8 @@ class Tape:
         No adjoint leaves this tape (it records under ``no_grad``).
     recording : Recording or None
         The call (of ``tg.grad`` and its like) that this tape is recorded for.
+    replays : Replays or None
+        Set for the tape of a program, which is swept again and again.
     pinned : int
         How many derivatives are being recorded on this tape, which must not end meanwhile.
     """
@@ -89,6 +101,7 @@ class Tape:
     __slots__ = (
         "__weakref__",
         "_arena",
+        "awake",
         "cells",
         "code",
         "constants",
@@ -110,15 +123,18 @@ class Tape:
         "pinned",
         "recording",
         "released",
+        "replays",
         "serial",
         "stop",
+        "thread",
         "x",
     )
 
     def __init__(
-        self, owner: weakref.ref[Any], detached: bool = False, recording: Recording | None = None
+        self, owner: Owner, detached: bool = False, recording: Recording | None = None
     ) -> None:
         self.owner = owner
+        self.thread: Any = owner.lock
         self.detached = detached
         self.recording = recording
         if recording is not None:
@@ -127,6 +143,7 @@ class Tape:
         self.open = True
         self.pinned = 0
         self.released = False
+        self.replays: Replays | None = None
         self.lock = threading.RLock()
         self.code: list[int] = []
         self.constants: dict[float, int] = {}
@@ -139,6 +156,7 @@ class Tape:
         self.milestones: list[tuple[int, int]] = []
         self._arena: Arena | CompactArena | None = None
         self.n = self.done = self.done_cell = self.flushed_cell = self.input_cells = 0
+        self.awake = True
         self.stop = BLOCK
         self.cells = iter(range(BLOCK))
 
@@ -163,7 +181,7 @@ class Tape:
         try:
             cell = next(self.cells)
         except StopIteration:
-            self.flush()
+            self.open_block()
             cell = next(self.cells)
         self.code += (op, a, b)
         return cell
@@ -197,15 +215,28 @@ class Tape:
         cells = iter(range(cell, stop))
         self.cells, self.stop = cells, stop  # no call in between: Ctrl-C cannot part them
 
+    def open_block(self) -> None:
+        """Hand out more cells, packing the instructions that wait if they fill a block."""
+        if len(self.code) >= 3 * BLOCK:
+            self.flush()
+        cell = self.next_cell
+        stop = cell + BLOCK - len(self.code) // 3
+        cells = iter(range(cell, stop))
+        self.cells, self.stop, self.awake = cells, stop, True  # no call: Ctrl-C cannot part them
+
+    def put_aside(self) -> None:
+        """Hand out no more cells: values of this tape are imported by others from now on."""
+        cell = self.next_cell
+        none = iter(())
+        self.cells, self.stop, self.awake = none, cell, False
+
     def flush(self) -> None:
         """Pack the instructions that wait in the list into the columns."""
         if self.released:
             raise ReleasedTapeError(released_message())
         code = self.code
-        cell = self.next_cell
-        stop = cell + BLOCK
-        cells = iter(range(cell, stop))
         if code:
+            cell = self.next_cell
             start, end = self.n, self.n + len(code) // 3
             packed = np.frombuffer(array("I", code), np.uint32)
             arena = self.arena
@@ -216,7 +247,30 @@ class Tape:
             self.milestones.append((self.flushed_cell, start))
             self.n, self.flushed_cell = end, cell
             del code[:]
-        self.cells, self.stop = cells, stop  # no call in between: Ctrl-C cannot part them
+
+    def push_block(
+        self, op: Any, a: Any, b: Any, size: int, imports: list[Import], hosts: list[Any]
+    ) -> None:
+        """Append instructions that are packed already and own `size` cells, to a flushed tape.
+
+        `imports` and `hosts` are what they refer to, numbered from those that the tape has.
+        """
+        start, cell = self.n, self.flushed_cell + size
+        end = start + len(op)
+        if cell > _LAST_CELL:
+            raise MemoryError(f"one recording has at most 2**32 cells{at_caller()}")
+        arena = self.arena
+        arena.op.ensure(end)[start:end] = op
+        arena.a.ensure(end)[start:end] = a
+        arena.b.ensure(end)[start:end] = b
+        arena.v.ensure(cell)
+        self.imports += imports
+        self.hosts += hosts
+        self.input_cells += sum([entry.size for entry in imports])
+        self.milestones.append((self.flushed_cell, start))
+        stop = cell + BLOCK
+        cells = iter(range(cell, stop))
+        self.n, self.flushed_cell, self.cells, self.stop = end, cell, cells, stop
 
     def constant(self, value: float) -> int:
         """Return the index of `value` in the constant pool, adding it when it is new."""
@@ -300,7 +354,10 @@ class Tape:
                     "value of the derivative that encloses it: make that value an argument of the "
                     f"program{at_caller()}"
                 )
-            entry = self.push_input(read_cells(source, cells, size))
+            values = read_cells(source, cells, size)
+            entry = self.push_input(values)
+            if self._is_program and self.recording is not None:
+                self.recording.captured.append((values, *caller()))
             if not self.detached and not source.detached:
                 source.link(entry, cells)
         entry.holder = holder
@@ -352,6 +409,7 @@ class Tape:
     def close(self) -> None:
         """End the recording: leaves forget the tape, and a small one moves to a small arena."""
         self.open = False
+        self.put_aside()
         self.uncache()
         if self.released:
             return
@@ -376,19 +434,21 @@ class Tape:
     def release(self) -> None:
         """Give the memory back; values of this tape raise `ReleasedTapeError` from now on."""
         self.released, self.open = True, False
+        self.put_aside()
         self.uncache()
         self.imports.clear()
         self.hosts.clear()
         self._give_back()
 
     def __del__(self) -> None:
-        if getattr(self, "_arena", None) is not None:
+        # While the process ends, what giving back needs may be gone already.
+        if getattr(self, "_arena", None) is not None and length_hint is not None:
             self._give_back()
 
     def _give_back(self) -> None:
         arena, self._arena = self._arena, None
         if arena is not None:
-            arena.give_back(self.n, self.next_cell)
+            arena.give_back(self.n, self.flushed_cell)
 
 
 def released_message() -> str:
@@ -429,7 +489,7 @@ def check_usable(tape: Tape) -> None:
     """Raise unless this thread may read and sweep `tape`."""
     if tape.released:
         raise ReleasedTapeError(released_message())
-    if tape.open and tape.owner is not recorder.owner and tape.owner() is not None:
+    if tape.open and tape.owner is not recorder.owner and tape.owner.alive:
         raise ThreadError(
             "this value belongs to a recording that another thread is still making; pass its "
             f".value, or a leaf, between threads{at_caller()}"
@@ -454,16 +514,31 @@ class Recording:
 
 
 class _Thread:
-    """Stands for a thread: tapes hold a weak reference to it and notice when it has ended."""
+    """Stands for a thread: its recorder keeps it, so its tapes notice when it has ended."""
 
     __slots__ = ("__weakref__",)
 
 
-here = threading.local()
-"""Holds this thread's current tape as ``here.tape``, once the thread has used `recorder`.
+class Owner:
+    """What tapes know of the thread that records them.
 
-Operators of scalars read it at each step: a plain thread-local is quicker than one with methods.
-"""
+    Attributes
+    ----------
+    lock : RLock
+        Held by that thread for ever.
+    """
+
+    __slots__ = ("_thread", "lock")
+
+    def __init__(self, thread: _Thread) -> None:
+        self._thread = weakref.ref(thread)
+        self.lock = threading.RLock()
+        self.lock.acquire()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread() is not None
 
 
 class Recorder(threading.local):
@@ -473,23 +548,15 @@ class Recorder(threading.local):
     ----------
     recordings : list of Recording
         Calls that are being recorded in this thread, outermost first.
+    tape : Tape
+        What operations append to.
     """
 
     def __init__(self) -> None:
         self._thread = _Thread()
-        self.owner: weakref.ref[Any] = weakref.ref(self._thread)
+        self.owner = Owner(self._thread)
         self.recordings: list[Recording] = []
         self.tape = Tape(self.owner)
-
-    @property
-    def tape(self) -> Tape:
-        """The tape that operations append to."""
-        tape: Tape = here.tape
-        return tape
-
-    @tape.setter
-    def tape(self, tape: Tape) -> None:
-        here.tape = tape
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""
@@ -498,8 +565,9 @@ class Recorder(threading.local):
         return self.tape
 
     def block_full(self) -> None:
-        """Pack the current block; called when the tape's cell iterator is exhausted."""
-        self.tape.flush()
+        """Go on with another block; called when a value's tape has no more cells to hand out."""
+        if not length_hint(self.tape.cells):
+            self.tape.open_block()
         self.current()
 
     def turn_over(self) -> None:
@@ -519,6 +587,7 @@ class Recorder(threading.local):
     ) -> Tape:
         """Put the current tape aside and record on a new one; returns the old, for `leave`."""
         outer = self.tape
+        outer.put_aside()
         self.tape = kind(self.owner, detached, recording)
         if recording is not None:
             self.recordings.append(recording)
@@ -531,6 +600,7 @@ class Recorder(threading.local):
             self.recordings.pop()
         self.tape = outer
         inner.close()
+        outer.open_block()
 
 
 recorder = Recorder()

@@ -14,7 +14,7 @@ from .indexing import assign, get
 from .recording import FLOAT64, elementwise
 from .scalar import Scalar
 from .storage import Leaf, TrackedArray
-from .tape import check_usable, here, read_cell, read_cells, recorder
+from .tape import check_usable, read_cell, read_cells, recorder
 from .ufuncs import power
 
 
@@ -80,14 +80,19 @@ class ArrayView(Array, TrackedArray):
         return (self[i] for i in range(self.window.shape[0]))
 
     def __contains__(self, item: Any) -> bool:
-        found = elementwise("equal", self, item)
-        return bool(np.any(found.value))
+        return bool(np.any(elementwise("equal", self, item)))
 
     def __getitem__(self, key: Any) -> Any:
         storage = self.storage
         tape = storage.tape
         # One element of a one-dimensional array in this thread's recording: no instruction.
-        if key.__class__ is int and tape is getattr(here, "tape", 0) and self.dtype is FLOAT64:
+        if (
+            key.__class__ is int
+            and tape is not None
+            and tape.awake
+            and self.dtype is FLOAT64
+            and tape.thread._is_owned()
+        ):
             window = self.window
             if len(window.shape) == 1:
                 n = window.shape[0]
@@ -103,11 +108,13 @@ class ArrayView(Array, TrackedArray):
     def __setitem__(self, key: Any, value: Any) -> None:
         storage = self.storage
         if value.__class__ is Scalar and key.__class__ is int and storage.index is not None:
-            tape = getattr(here, "tape", 0)
+            tape = storage.tape
             window = self.window
             if (
-                storage.tape is tape
-                and value.tape is tape
+                value.tape is tape
+                and tape is not None
+                and tape.awake
+                and tape.thread._is_owned()
                 and self.dtype is FLOAT64
                 and len(window.shape) == 1
             ):

@@ -294,3 +294,12 @@ def test_large_adjoints_are_trimmed(monkeypatch, backing):
     give_back_adjoints(g, clean=True)
     assert module._adjoints.touched_bytes <= 2 << 20
     assert not take_adjoints(2_000_000).array[:2_000_000].any()
+
+
+def test_columns_start_at_different_places_of_a_page(backing):
+    arena = Arena()
+    arena.ensure(2 * module.FIRST_ITEMS, 2 * module.FIRST_ITEMS)
+    small = arena.compact(2 * module.FIRST_ITEMS, 2 * module.FIRST_ITEMS)
+    for columns in (arena, small):
+        found = [getattr(columns, name).array.ctypes.data % 4096 for name in ("op", "a", "b", "v")]
+        assert found == [module.STAGGER[name] for name in ("op", "a", "b", "v")]

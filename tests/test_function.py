@@ -85,6 +85,19 @@ def test_the_number_of_ways_is_bounded(monkeypatch):
     assert (value, pull(2.0)) == (10.5, (6.0,))
 
 
+def test_every_derivative_takes_the_way_of_its_arguments():
+    def f(x):
+        return np.sum(x**3) if x[0] > 0.0 else np.sum(x**2) * x[1]
+
+    g, v = make_function(f), np.array([1.0, -2.0])
+    for x in (np.array([1.0, 2.0]), np.array([-1.0, 2.0])):
+        np.testing.assert_allclose(g.hessian(x), tg.hessian(f)(x), rtol=1e-14)
+        np.testing.assert_allclose(g.hvp(x, v), tg.hvp(f)(x, v), rtol=1e-14)
+        np.testing.assert_allclose(g.jvp((x,), (v,)), tg.jvp(f, (x,), (v,)), rtol=1e-14)
+        np.testing.assert_allclose(g.jacobian(x, mode="forward"), tg.grad(f)(x), rtol=1e-14)
+    assert g.recordings == 2
+
+
 def test_it_keeps_the_name_and_doc():
     assert make_function(tangle).__name__ == "tangle"
     assert make_function(tangle).__doc__ == tangle.__doc__

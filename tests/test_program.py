@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import dataclass
 
@@ -107,6 +108,170 @@ def test_the_jacobian_and_its_layout():
     assert dx.shape == (2, 3, 2)
 
 
+def least_squares(p, data, n, *, scale):
+    fit = p["rate"] * data.x**n + np.tanh(p["offset"]) * scale
+    return np.sum((fit - data.y) ** 2), {"fit": fit}
+
+
+@dataclass
+class Data:
+    x: np.ndarray
+    y: np.ndarray
+
+
+STRUCTURED = (
+    {"rate": 0.5, "offset": np.array([1.0, -0.5])},
+    Data(np.array([1.0, 2.0]), np.array([0.5, -1.0])),
+    2,
+)
+
+
+def value_only(p, data, n, *, scale):
+    return least_squares(p, data, n, scale=scale)[0]
+
+
+def same(found, expected, rtol=1e-12):
+    """Compare two structures."""
+    tg.trees.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13), found, expected
+    )
+
+
+@pytest.mark.parametrize("argnums", [0, 1, (0,), (1, 0)])
+def test_gradients_and_hessians_are_programs_with_structures(argnums):
+    program = tg.record(value_only, *STRUCTURED, scale=1.0)
+    slope = program.gradient(argnums)
+    assert isinstance(slope, tg.Program)
+    assert program.gradient(argnums) is slope
+    other = {"rate": -0.25, "offset": np.array([0.3, 0.8])}
+    for p in (STRUCTURED[0], other):
+        args = (p, *STRUCTURED[1:])
+
+        def f(p, data, n=2):
+            return value_only(p, data, n, scale=3.0)
+
+        same(slope(*args, scale=3.0), tg.grad(f, argnums)(*args))
+        expected = tg.hessian(f, argnums)(*args)
+        same(program.hessian(*args, argnums=argnums, scale=3.0), expected)
+        for mode in ("forward", "reverse"):
+            same(slope.jacobian(*args, argnums=argnums, mode=mode, scale=3.0), expected)
+    assert program.value_and_grad(*STRUCTURED, scale=1.0)[1].keys() == {"rate", "offset"}
+
+
+@pytest.mark.parametrize("argnums", [0, 1])
+def test_products_with_the_hessian(argnums):
+    program = tg.record(value_only, *STRUCTURED, scale=1.0)
+    v = tg.trees.map(lambda x: np.cos(np.asarray(x) + 1.0)[()], STRUCTURED[argnums])
+    expected = tg.hvp(lambda *a: value_only(*a, 2, scale=3.0), argnums)(*STRUCTURED[:2], v)
+    same(program.hvp(*STRUCTURED, v, argnums=argnums, scale=3.0), expected)
+
+
+def test_jvp_with_structures_and_nothing():
+    program = tg.record(least_squares, *STRUCTURED, scale=1.0)
+    p, data, n = STRUCTURED
+    direction = {"rate": 0.5, "offset": [1.0, -2.0]}
+    value, tangent = program.jvp((p, data, n), (direction, None, None), scale=3.0)
+    expected = tg.jvp(lambda p: least_squares(p, data, n, scale=3.0), (p,), (direction,))
+    same((value, tangent), expected)
+    same(
+        program.jvp(STRUCTURED, (None, None, None), scale=3.0), (value, (0.0, {"fit": np.zeros(2)}))
+    )
+    _, (partly, _) = program.jvp(
+        STRUCTURED, ({"rate": None, "offset": np.ones(2)}, None, None), scale=3.0
+    )
+    slope = program.vjp(*STRUCTURED, scale=3.0)[1]((1.0, {"fit": np.zeros(2)}))[0]
+    same(partly, np.sum(slope["offset"]))
+
+
+def test_the_jacobian_of_a_structure():
+    program = tg.record(least_squares, *STRUCTURED, scale=1.0)
+    for mode in ("auto", "forward", "reverse"):
+        total, parts = program.jacobian(*STRUCTURED, argnums=(0, 1), mode=mode, scale=3.0)
+        expected = tg.jacobian(
+            lambda p, d: least_squares(p, d, 2, scale=3.0)[1]["fit"], argnums=(0, 1)
+        )(*STRUCTURED[:2])
+        same(parts["fit"], expected)
+        assert type(total[1]) is Data
+        same(total, tg.grad(lambda p, d: value_only(p, d, 2, scale=3.0), (0, 1))(*STRUCTURED[:2]))
+
+
+@given(st.lists(numbers, min_size=4, max_size=4))
+def test_jacobians_by_all_modes(values):
+    def f(x, a):
+        y = np.tanh(np.outer(x, x)) * a
+        return np.concatenate([y.ravel(), [np.sum(x**3)]])[::-1]
+
+    x, a = np.array(values), 0.7
+    program = tg.record(f, np.ones(4), 1.0)
+    expected = tg.jacobian(f, argnums=(0, 1), mode="reverse")(x, a)
+    for mode in ("auto", "forward", "reverse"):
+        found = program.jacobian(x, a, argnums=(0, 1), mode=mode)
+        same(found, expected)
+        assert all(block.flags.c_contiguous and block.flags.writeable for block in found)
+
+
+def test_programs_of_programs_to_fourth_order():
+    program = tg.record(lambda x: np.exp(2.0 * x) * x, 0.1)
+    derived = program
+    for order in range(1, 5):
+        derived = derived.gradient()
+        x = -0.4
+        # The n-th derivative of x e^(2x) is (2^n x + n 2^(n-1)) e^(2x).
+        expected = (2**order * x + order * 2 ** (order - 1)) * np.exp(2.0 * x)
+        assert derived(x) == pytest.approx(expected, rel=1e-13)
+
+
+def test_nothing_of_python_runs_for_derivatives_either():
+    calls = []
+
+    def f(x):
+        calls.append(1)
+        return np.sum(x**3)
+
+    program = tg.record(f, np.ones(2))
+    x = np.array([1.0, 2.0])
+    program.hessian(x), program.hvp(x, x), program.jvp((x,), (x,)), program.jacobian(x)
+    tg.grad(program)(x), tg.hessian(program)(x)
+    assert calls == [1]
+
+
+def test_a_gradient_with_masked_branches_is_free_of_nan():
+    program = tg.record(lambda x: np.sum(np.where(x > 0.0, np.sqrt(x), -x)), np.array([1.0, -1.0]))
+    x = np.array([0.0, 4.0])
+    np.testing.assert_array_equal(program.gradient()(x), [-1.0, 0.25])
+    np.testing.assert_array_equal(program.hessian(x), [[0.0, 0.0], [0.0, -1.0 / 32]])
+
+
+@pytest.mark.parametrize(
+    ("use", "kind", "words"),
+    [
+        (lambda p, x: p.gradient(3), ValueError, "argnums"),
+        (lambda p, x: p.gradient(1), TypeError, "part of the program"),
+        (lambda p, x: p.hessian(x, 2, argnums=1), TypeError, "part of the program"),
+        (lambda p, x: p.jacobian(x, 2, mode="sideways"), ValueError, "mode must be"),
+        (lambda p, x: p.jvp(x, x), TypeError, "two tuples"),
+        (lambda p, x: p.jvp((x, 2), (x,)), TypeError, "1 tangents for 2 arguments"),
+        (lambda p, x: p.jvp((x, 2), (np.ones(3), None)), ValueError, "shape"),
+        (lambda p, x: p.hvp(x, 2), TypeError, "the 2 arguments of the program and a vector"),
+        (lambda p, x: p.hvp(x, 2, x, argnums=(0,)), TypeError, "differentiates one argument"),
+        (lambda p, x: p.hvp(x, 2, np.ones(3)), ValueError, "shape"),
+        (lambda p, x: p.vjp(x, 2)[1](np.ones(2)), ValueError, "shape"),
+    ],
+)
+def test_derivatives_that_are_asked_for_wrongly(use, kind, words):
+    program = tg.record(lambda x, n: np.sum(x**n), np.ones(2), 2)
+    with pytest.raises(kind, match=words):
+        use(program, np.ones(2))
+    assert program.hessian(np.ones(2), 2).tolist() == [[2.0, 0.0], [0.0, 2.0]]
+
+
+def test_a_gradient_of_several_numbers_is_refused():
+    with pytest.raises(TypeError, match=r"shape \(2,\)"):
+        tg.record(lambda x: x * 2.0, np.ones(2)).gradient()
+    with pytest.raises(TypeError, match="returns 2; use vjp"):
+        tg.record(lambda x: (x, x), 1.0).hessian(1.0)
+
+
 def test_results_are_the_callers_own():
     program = tg.record(lambda x: x * 2.0, np.zeros(2))
     first = program(np.array([1.0, 2.0]))
@@ -177,7 +342,39 @@ DECISIONS = {
     "assigned mask": (lambda x: clipped(x), np.array([1.0, -3.0]), np.array([2.0, -9.0]),
                       np.array([1.0, 1.0])),
     "isclose": (lambda x: x if np.isclose(x, 1.0) else x * x, 2.0, 3.0, 1.0),
+    "or": (lambda x: x * 2.0 if x < 0.0 or x > 2.0 else x * 3.0, -1.0, -3.0, 1.0),
+    "not": (lambda x: x * 2.0 if not x > 0.0 else x * 3.0, -1.0, -2.0, 1.0),
+    "min": (lambda x: min(x * 1.0, 1.0), 0.5, 0.25, 3.0),
+    "min of an array": (lambda x: min(x) * 2.0, np.array([1.0, 2.0]), np.array([2.0, 9.0]),
+                        np.array([2.0, 1.0])),
+    "sorted": (lambda x: sorted(x)[0] * 3.0, np.array([1.0, 2.0]), np.array([2.0, 9.0]),
+               np.array([2.0, 1.0])),
+    "in": (lambda x: x[0] if 2.0 in x else x[1], np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+           np.array([1.0, 3.0])),
+    "equality": (lambda x: x * 2.0 if x == 1.0 else x * 3.0, 2.0, 3.0, 1.0),
+    "range": (lambda x: sum([x * k for k in range(int(x))]), 2.5, 2.7, 3.1),
+    "a shape": (lambda x: np.sum(tg.full(int(x[0]), 2.0) * x[1]), np.array([3.2, 1.0]),
+                np.array([3.9, 5.0]), np.array([4.0, 1.0])),
+    "a slice": (lambda x: np.sum(x[: int(x[0])]), np.array([1.5, 2.0]), np.array([1.9, 5.0]),
+                np.array([2.0, 1.0])),
+    "np.where": (lambda x: np.sum(x[np.where(x > 0.0)] ** 2), np.array([1.0, -3.0]),
+                 np.array([2.0, -9.0]), np.array([1.0, 1.0])),
+    "tolist": (lambda x: x[0] * x[1:].tolist()[0], np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+               np.array([1.0, 3.0])),
+    "item used later": (lambda x: later(x), np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+                        np.array([1.0, 3.0])),
+    "argmax of an axis": (lambda x: x.argmax(axis=0)[0] * np.sum(x), np.eye(2), 3.0 * np.eye(2),
+                          np.eye(2)[::-1]),
+    "any of a mask": (lambda x: np.sum(x) if (x < 0.0).any() else np.prod(x),
+                      np.array([1.0, -3.0]), np.array([-1.0, 2.0]), np.array([1.0, 2.0])),
+    "trunc": (lambda x: x * int(np.floor(x)), 2.5, 2.7, 3.1),
 }  # fmt: skip
+
+
+def later(x):
+    factor = (x[1] * 1.0).item()
+    y = np.exp(x[0])
+    return y * factor
 
 
 def clipped(x):
@@ -230,7 +427,10 @@ def test_nan_decides_like_nan():
 def test_printing_is_no_decision():
     def f(x):
         y = x * 2.0
-        _ = f"{y} {y:.3f} {y!r}"
+        _ = f"{y} {y:.3f} {y!r} %s %r" % (y, y)
+        print(y, file=io.StringIO())
+        z = np.stack([y, y])
+        _ = np.array2string(z), np.array_str(z), np.array_repr(z), str(z), z.shape, len(z), z.dtype
         return y
 
     program = tg.record(f, 1.0)
@@ -268,7 +468,7 @@ def test_captured_arrays_and_numbers_are_listed_and_compared():
     with tg.no_grad():
         leaf += 1.0
     changed = {item.name for item in program.check_captured()}
-    assert changed == {"data", "an operand", "a leaf"}
+    assert changed == {"data", "leaf", "an operand", "a leaf"}
     assert program(np.ones(2)) == 2.0 * 3.0 + 10.0 + 2.0  # the program uses what it captured
 
 

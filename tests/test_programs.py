@@ -296,3 +296,46 @@ def test_every_line_is_reached(line):
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
             return
     raise AssertionError(f"no arguments suit {line}")
+
+
+@settings(max_examples=80)
+@given(programs(ANALYTIC | SMOOTH, most=6), st.integers(0, 2**32 - 1))
+def test_derivatives_of_recorded_programs(program, seed):
+    """Any code, recorded at one point and used at another, to second order and inside of others."""
+    arguments, source = program
+    every = tuple(range(len(arguments)))
+
+    def f(*args):
+        return total(run(source, args))
+
+    with np.errstate(all="ignore"):
+        recorded = tg.record(f, *arguments)
+        gradient = recorded.gradient(every)
+        moved = np.random.default_rng(seed).uniform(-0.01, 0.01, len(arguments))
+        point = [a + d for a, d in zip(arguments, moved, strict=True)]
+        try:
+            value, found = recorded.value_and_grad(*point, argnums=every)
+        except tg.ControlFlowChanged:
+            point = arguments
+            value, found = recorded.value_and_grad(*point, argnums=every)
+        expected_value, expected = tg.value_and_grad(f, every)(*point)
+        second = tg.hessian(f, every)(*point)
+        checks = [
+            (value, expected_value),
+            (found, expected),
+            (gradient(*point), expected),
+            (tg.grad(lambda *args: recorded(*args) * 2.0, every)(*[a / 1.0 for a in point]),
+             tg.trees.map(lambda g: 2.0 * g, expected)),
+            (recorded.hessian(*point, argnums=every), second),
+            (gradient.jacobian(*point, argnums=every, mode="forward"), second),
+            (tg.hessian(recorded, every)(*point), second),
+        ]  # fmt: skip
+    for one, other in checks:
+        scale = 1 + max(abs(np.asarray(x)).max(initial=0.0) for x in tg.trees.flatten(other)[0])
+        if not np.isfinite(scale) or scale > 1e9:
+            continue  # at a pole, where every way of adding has its own answer
+        tg.trees.map(
+            lambda a, b, s=scale: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * s),
+            one,
+            other,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import sys
 import threading
@@ -399,3 +400,31 @@ def test_the_first_operation_of_a_thread_may_be_any(monkeypatch):
         lambda: (z * 3.0).value,
     ):
         assert isinstance(in_thread(work), (float, bool, np.floating))
+
+
+def test_a_tape_that_was_put_aside_is_not_appended_to():
+    x = tg.array(2.0)
+    y = x * x
+    outer = recorder.tape
+
+    def inner(z):
+        before = len(outer.code) // 3 + outer.n
+        w = y * 3.0 + y * z
+        assert len(outer.code) // 3 + outer.n == before
+        return w
+
+    assert tg.grad(inner)(1.0) == 4.0
+    z = y * y
+    assert recorder.tape is outer
+    z.backward()
+    assert x.grad == 4 * 8.0
+
+
+def test_a_context_copied_to_another_thread_does_not_record_there():
+    x = tg.array(2.0)
+    y = x * x
+    context = contextvars.copy_context()
+    error = in_thread(lambda: context.run(lambda: y * 2.0))
+    assert isinstance(error, tg.ThreadError)
+    y.backward()
+    assert x.grad == 4.0

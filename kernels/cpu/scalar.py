@@ -538,6 +538,8 @@ def forward(op, a, b, k, v, start, stop, cell):
     end = np.uint64(stop)
     c = np.uint64(cell)
     one = np.uint64(1)
+    # Value of the cell before: reading it back from memory would have to wait for the writing.
+    result = v[c - one] if cell > 0 else 0.0
     while i < end:
         o = op[i]
         p = np.uint64(a[i])
@@ -546,17 +548,20 @@ def forward(op, a, b, k, v, start, stop, cell):
             if o == 0:  # The values of an input are there already.
                 c += q
                 i += one
+                if c > 0:
+                    result = v[c - one]
                 continue
             if o == 3:
-                v[c] = k[p]
+                result = k[p]
             elif o == 4:
-                v[c] = 0.0
+                result = 0.0
             else:  # LANES and HOST are run by others.
                 break
+            v[c] = result
             c += one
             i += one
             continue
-        s = v[p]
+        s = result if p + one == c else v[p]
         # add
         if o == 5:
             result = s + v[q]
@@ -955,6 +960,8 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
     end = np.uint64(stop)
     c = np.uint64(cell)
     one = np.uint64(1)
+    received = 0.0  # adjoint of the cell written last: reading it back would have to wait
+    last = ~c
     while i > end:
         i -= one
         o = op[i]
@@ -965,9 +972,10 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             i += one  # LANES and HOST are run by others.
             break
         c -= one
-        w = g[c]
+        w = received if c == last else g[c]
         g[c] = 0.0
-        if (w == 0.0 and not strict) or o < 5:
+        o *= np.uint8(w != 0.0 or strict)  # one branch for both, which is quicker than two
+        if o < 5:
             continue
         p = np.uint64(a[i])
         q = np.uint64(b[i])
@@ -1111,7 +1119,9 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             result = w if k[q] == 0.0 else 0.0
         else:
             result = rare_reverse(o, a, v, g, w, c, i, p, q)
-        g[p] += result
+        received = g[p] + result
+        g[p] = received
+        last = p
     return np.int64(i), np.int64(c)
 
 
