@@ -351,11 +351,27 @@ class Array(Tracked):
 
     def all(self, axis: Any = None, keepdims: bool = False) -> Any:
         """Whether all elements along the given axes are not zero: a decision, from the values."""
-        return np.all(self.value, axis=axis, keepdims=keepdims)
+        return np.all(self, axis=axis, keepdims=keepdims)
 
     def any(self, axis: Any = None, keepdims: bool = False) -> Any:
         """Whether any element along the given axes is not zero: a decision, from the values."""
-        return np.any(self.value, axis=axis, keepdims=keepdims)
+        return np.any(self, axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Return where the maximum is, an ordinary integer or array: a decision."""
+        return np.argmax(self, axis=axis, keepdims=keepdims)
+
+    def argmin(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Return where the minimum is, an ordinary integer or array: a decision."""
+        return np.argmin(self, axis=axis, keepdims=keepdims)
+
+    def argsort(self, axis: Any = -1, kind: Any = None) -> Any:
+        """Return the order of the elements, an ordinary array: a decision."""
+        return np.argsort(self, axis=axis, kind=kind)
+
+    def nonzero(self) -> Any:
+        """Return the indices of elements that are not zero, ordinary arrays: a decision."""
+        return np.nonzero(self)
 
     def cumsum(self, axis: Any = None) -> Any:
         """Cumulative sum along an axis, or of the flattened array."""

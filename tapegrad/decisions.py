@@ -28,6 +28,19 @@ from .tape import Tape
 
 Outcome = Any
 
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        *(np.all, np.any, np.argmax, np.argmin, np.argsort, np.argpartition, np.argwhere),
+        *(np.nonzero, np.flatnonzero, np.count_nonzero, np.searchsorted, np.digitize),
+        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isneginf, np.isposinf),
+    )
+}
+"""NumPy's functions whose answers are decisions, by the names that files know them by."""
+
+BROADCASTING = (np.isclose, np.allclose, np.array_equiv)
+"""Those of them that compute with their operands broadcast together."""
+
 
 class Decision:
     """One look at a value: what was asked, where, and the answer.
@@ -69,7 +82,8 @@ class Decisions:
         self._expected = Pool(np.float64)
         self._starts: list[int] = []  # of each decision on values in `_cells`
         self._numbers: list[int] = []  # and which one of `all` it is
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
+        self._looks: _Looks | None = None
 
     def __len__(self) -> int:
         return len(self.all)
@@ -82,6 +96,7 @@ class Decisions:
             assert isinstance(x, TrackedArray)
             assert x.storage.tape is not None
             cells = cells_of(x.storage.tape, x).ravel().astype(np.uint32)
+        self._looks = None
         self._starts.append(self._cells.extend(cells))
         self._expected.extend(np.asarray(values, np.float64).ravel())
         self._numbers.append(len(self.all))
@@ -91,12 +106,15 @@ class Decisions:
         self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, outcome: Any
     ) -> None:
         """Note that a function of values, such as ``np.argmax``, was answered."""
-        self._calls.append(_Call(tape, function, args, kwargs, len(self.all)))
+        leaves, tree = trees.flatten((list(args), dict(kwargs)))
+        places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
+        self._calls.append(Call(function, tree, places, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
 
     def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
         """Note the decisions of a program that becomes part of this one, `to` saying where."""
         before = len(self.all)
+        self._looks = None
         start = self._cells.extend(to[other._cells.array()].astype(np.uint32))
         self._expected.extend(other._expected.array())
         self._starts += [start + place for place in other._starts]
@@ -118,37 +136,47 @@ class Decisions:
         """Follow the cells of a tape that was simplified."""
         renamed = Pool(np.uint32)
         renamed.extend(to[self._cells.array()].astype(np.uint32))
-        self._cells = renamed
+        self._cells, self._looks = renamed, None
         for call in self._calls:
             call.rename(to)
 
-    def to_parts(self) -> tuple[list[Any], Any, Any, Any]:
-        """Return what a file keeps: places in the code, which each decision is of, cells, answers.
+    def to_parts(self) -> tuple[list[Any], Any, Any, Any, list[Any]]:
+        """Return what a file keeps.
+
+        That is: sites in the code (for answers of functions, without a dtype), which of them each
+        decision is of, the cells looked at, their values, and the functions that answered.
 
         Raises
         ------
         TypeError
-            Where a function of values, such as ``np.argmax``, decided.
+            Where a function decided that files do not know.
         """
-        if self._calls:
-            decision = self.all[self._calls[0].number]
-            raise TypeError(
-                f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
-                f"{decision.line} decided what was recorded, and such a decision has no place in a "
-                "file; compare the values by >, < or == instead"
-            )
+        answered = {call.number for call in self._calls}
         sites: dict[Any, int] = {}
         numbers = np.zeros(len(self.all), np.uint32)
         for i, decision in enumerate(self.all):
-            outcome = np.asarray(decision.outcome)
             place = decision.what, os.path.basename(decision.file), decision.line
-            site = (*place, outcome.dtype.name, outcome.shape)
+            outcome = np.zeros(()) if i in answered else np.asarray(decision.outcome)
+            dtype = None if i in answered else outcome.dtype.name
+            site = (*place, dtype, outcome.shape)
             numbers[i] = sites.setdefault(site, len(sites))
-        return list(sites), numbers, self._cells.array(), self._expected.array()
+        for call in self._calls:
+            if FUNCTIONS.get(call.function.__name__) is not call.function:
+                decision = self.all[call.number]
+                raise TypeError(
+                    f"the answer of {decision.what} at {os.path.basename(decision.file)}:"
+                    f"{decision.line} decided what was recorded, and files do not know this "
+                    "function; compare the values by >, < or == instead"
+                )
+        return list(sites), numbers, self._cells.array(), self._expected.array(), self._calls
 
     @classmethod
-    def from_parts(cls, sites: list[Any], numbers: Any, cells: Any, expected: Any) -> Decisions:
+    def from_parts(
+        cls, sites: list[Any], numbers: Any, cells: Any, expected: Any, calls: list[Any]
+    ) -> Decisions:
         """Return the decisions that `to_parts` took apart.
+
+        `calls` are pairs of a call and its answer, whose numbers are given here.
 
         Raises
         ------
@@ -157,9 +185,17 @@ class Decisions:
         """
         if cells.size != expected.size or (numbers.size and int(numbers.max()) >= len(sites)):
             raise ValueError("their parts are of different lengths")
-        new, start = cls(), 0
+        new, start, answers = cls(), 0, iter(calls)
         for number in numbers.tolist():
             what, file, line, dtype, shape = sites[number]
+            if dtype is None:
+                call, outcome = next(answers, (None, None))
+                if call is None:
+                    raise ValueError("fewer functions answered than decisions say")
+                call.number = len(new.all)
+                new._calls.append(call)
+                new.all.append(Decision(what, outcome, (file, line)))
+                continue
             stop = start + prod(shape)
             if stop > expected.size:
                 raise ValueError("they look at more cells than there are")
@@ -169,47 +205,137 @@ class Decisions:
             new._numbers.append(len(new.all))
             new.all.append(Decision(what, outcome, (file, line)))
             start = stop
-        if start != cells.size:
+        if start != cells.size or next(answers, None) is not None:
             raise ValueError("they look at fewer cells than there are")
         new._cells.extend(cells)
         new._expected.extend(expected)
         return new
 
+    def _prepare(self) -> _Looks:
+        lines: dict[Any, int] = {}
+        sites = [
+            lines.setdefault((self.all[i].file, self.all[i].line), len(lines))
+            for i in self._numbers
+        ]
+        cells, expected = self._cells.array(), self._expected.array()
+        counts = np.diff([*self._starts, cells.size])
+        return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
+
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
+        if not self.all:
+            return None
         found: tuple[int, Outcome] | None = None
-        expected, actual = self._expected.array(), v[self._cells.array()]
-        same = actual == expected
-        if not same.all():
-            same |= np.isnan(actual) & np.isnan(expected)
-            if not same.all():
-                i = bisect_right(self._starts, int(np.argmin(same))) - 1
-                stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
-                number = self._numbers[i]
-                recorded = np.asarray(self.all[number].outcome)
-                answer = actual[self._starts[i] : stop].reshape(recorded.shape)
-                found = number, answer.astype(recorded.dtype)[()]
+        if self._looks is None:
+            self._looks = self._prepare()
+        place = self._looks.first_changed(v)
+        if place is not None:
+            i = bisect_right(self._starts, place) - 1
+            actual = self._looks.actual
+            stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
+            number = self._numbers[i]
+            recorded = np.asarray(self.all[number].outcome)
+            answer = actual[self._starts[i] : stop].reshape(recorded.shape)
+            found = number, answer.astype(recorded.dtype)[()]
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
-            outcome = call.answer(v)
+            try:
+                outcome = call.answer(v)
+            except (ValueError, TypeError, IndexError) as error:  # for the values that came now
+                return call.number, error
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
 
 
-class _Call:
-    """A function of values that was asked for a decision, and where its arguments are."""
+_FEW = 4096  # numbers that are compared sooner by their bytes
+_RUN = 256  # decisions of one line, in evenly spaced cells, that are compared without an index
 
-    __slots__ = ("_tree", "function", "number", "places")
+
+class _Looks:
+    """All values that decisions looked at, ready to be compared at once.
+
+    A loop decides the same way again and again, by cells that are evenly spaced: these are read
+    from where they are.  The others are gathered.
+
+    Parameters
+    ----------
+    cells, expected : ndarray
+        The cells looked at, and the values that were there.
+    sites : ndarray of int
+        For each of them, which line of code looked.
+    """
+
+    __slots__ = ("_bytes", "_cells", "_expected", "_gathered", "_runs", "_values", "actual")
 
     def __init__(
-        self, tape: Tape, function: Callable[..., Any], args: Any, kwargs: Any, number: int
+        self, cells: np.ndarray[Any, Any], expected: Floats, sites: np.ndarray[Any, Any]
+    ) -> None:
+        self._cells = cells.astype(np.intp)  # which `take` would make of others each time
+        self._expected = expected
+        self.actual = np.empty(expected.size)  # what the last replay had there, where it differs
+        self._runs: list[tuple[slice, float]] = []
+        rest = np.ones(cells.size, bool)
+        if cells.size > _RUN:
+            order = np.argsort(sites, kind="stable")
+            for places in np.split(order, np.flatnonzero(np.diff(sites[order])) + 1):
+                self._find_run(places, rest)
+        self._gathered = self._cells[rest]
+        self._values = np.empty(self._gathered.size)
+        given = expected[rest]
+        self._bytes = given.tobytes() if given.size <= _FEW else None
+
+    def _find_run(self, places: np.ndarray[Any, Any], rest: np.ndarray[Any, Any]) -> None:
+        """Find evenly spaced cells, with one value in all of them, at the end of `places`."""
+        steps, values = np.diff(self._cells[places]), self._expected[places]
+        if not steps.size:
+            return
+        breaks = np.flatnonzero((steps != steps[-1]) | (values[:-1] != values[-1]))
+        places = places[breaks[-1] + 1 if breaks.size else 0 :]
+        if places.size > _RUN and steps[-1] > 0:
+            first, last = self._cells[places[0]], self._cells[places[-1]]
+            run = slice(int(first), int(last) + 1, int(steps[-1]))
+            self._runs.append((run, float(values[-1])))
+            rest[places] = False
+
+    def first_changed(self, v: Floats) -> int | None:
+        """Return the place of the first value that differs; nan is as good as nan."""
+        v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
+        gathered = self._bytes is not None and self._values.tobytes() == self._bytes
+        if gathered and not any([(v[run] != value).any() for run, value in self._runs]):
+            return None
+        v.take(self._cells, out=self.actual, mode="clip")
+        same = self.actual == self._expected
+        if same.all():
+            return None
+        same |= np.isnan(self.actual) & np.isnan(self._expected)
+        return None if same.all() else int(np.argmin(same))
+
+
+class Call:
+    """A function of values that was asked for a decision, and where its arguments are.
+
+    Attributes
+    ----------
+    function : callable
+    tree : TreeDef
+        Structure of the list of arguments and the dict of keyword arguments.
+    places : list
+        Their parts: a HostOperand, or a constant.
+    number : int
+        Which decision it is.
+    """
+
+    __slots__ = ("function", "number", "places", "tree")
+
+    def __init__(
+        self, function: Callable[..., Any], tree: trees.TreeDef, places: list[Any], number: int
     ) -> None:
         self.function = function
+        self.tree = tree
+        self.places = places
         self.number = number
-        leaves, self._tree = trees.flatten((list(args), dict(kwargs)))
-        self.places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
 
     def anchors(self) -> list[int]:
         """Return cells of all instructions that the arguments come from."""
@@ -222,7 +348,7 @@ class _Call:
             moved_operand(x, to) if isinstance(x, HostOperand) else x for x in self.places
         ]
 
-    def moved(self, to: np.ndarray[Any, Any], before: int) -> _Call:
+    def moved(self, to: np.ndarray[Any, Any], before: int) -> Call:
         """Return a copy for another tape, where `before` decisions were taken before these."""
         new = copy.copy(self)
         new.rename(to)
@@ -232,7 +358,7 @@ class _Call:
     def answer(self, v: Floats) -> Outcome:
         """Ask again, with other values."""
         leaves = [x.read(v) if isinstance(x, HostOperand) else x for x in self.places]
-        args, kwargs = trees.unflatten(self._tree, leaves)
+        args, kwargs = trees.unflatten(self.tree, leaves)
         with np.errstate(all="ignore"):
             return self.function(*args, **kwargs)
 
@@ -263,6 +389,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _say(outcome: Outcome) -> str:
+    if isinstance(outcome, Exception):
+        return f"an error ({outcome})"
     value = np.asarray(outcome) if not isinstance(outcome, tuple) else None
     if value is None or value.size > 6:
         return "another selection" if value is None else f"an array of shape {value.shape}"

@@ -11,6 +11,7 @@ Directions come in chunks of `width`, so that memory stays a small multiple of t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -105,15 +106,17 @@ def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats
             for cells, rows in seeds:
                 if not rows.size:
                     continue
-                if isinstance(cells, (int, np.integer)):
-                    stop = int(cells) + len(rows)
-                    g[int(cells) : stop] += rows
+                first = _first_of_run(cells)
+                if first is not None:
+                    stop = first + len(rows)
+                    g[first:stop] += rows
                 else:
                     i, j = np.nonzero(rows)  # of a flat array, `add.at` is much faster
                     np.add.at(g.reshape(-1), cells.astype(np.int64)[i] * m + j, rows[i, j])
                     stop = int(cells.max()) + 1
                 top = max(top, stop)
-            _reverse(tape, g, top)
+            with execute.watching.sweeps or nullcontext():
+                _reverse(tape, g, top)
             found = []
             for entry in tape.imports:
                 part = g[entry.cell : entry.cell + entry.size]
@@ -126,6 +129,16 @@ def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats
             give_back_adjoints(column, clean)
 
 
+def _first_of_run(cells: Any) -> int | None:
+    """Return the first of cells that are consecutive, None for others."""
+    if isinstance(cells, (int, np.integer)):
+        return int(cells)
+    first = int(cells[0])
+    if int(cells[-1]) - first != len(cells) - 1 or (np.diff(cells.astype(np.int64)) != 1).any():
+        return None
+    return first
+
+
 def _reverse(tape: Tape, g: Floats, top: int) -> None:
     """Sweep backward from the cells below `top`; leaves adjoints of inputs, and zeros."""
     arena = tape.arena
@@ -133,7 +146,7 @@ def _reverse(tape: Tape, g: Floats, top: int) -> None:
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     m = g.shape[1]
     position, cell = execute.first_block_above(tape, top)
-    lane = -1
+    lane, first, sweeps = -1, position, execute.watching.sweeps
     while position > 0:
         if op[position - 1] == HOST:
             size = int(b[position - 1])
@@ -145,10 +158,15 @@ def _reverse(tape: Tape, g: Floats, top: int) -> None:
             position, cell, lane = run.vector_reverse(
                 op, a, b, d, x, k, v, g, position, 0, cell, lane, limit
             )
+        if sweeps:
+            sweeps.moved("backward", first - position, first)
 
 
 def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> None:
     """Turn the adjoints of a structural operation into its operands'."""
+    if _is_matrix_times_vector(call):
+        _product_adjoints(call, v, g, g[cell : cell + size])
+        return
     rows = g[cell : cell + size].copy()
     g[cell : cell + size] = 0.0
     live = np.flatnonzero(rows.any(axis=0))
@@ -176,6 +194,49 @@ def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> Non
             for x, cotangent in zip(call.operands, cotangents, strict=True):
                 if x.constant is None:
                     _accumulate(x, g, [j], cotangent[None])
+
+
+def _is_matrix_times_vector(call: Any) -> bool:
+    """Whether this is the product of a constant matrix and a vector on a run of cells."""
+    if type(call) is not HostCall or call.row.name != "matmul":
+        return False
+    matrix, vector = call.operands
+    w = vector.window
+    return (
+        matrix.constant is not None
+        and matrix.constant.ndim == 2
+        and w is not None
+        and w.ndim == 1
+        and bool(w.is_contiguous)
+    )
+
+
+def _product_adjoints(call: HostCall, v: Floats, g: Floats, rows: Floats) -> None:
+    """Do the same for a constant matrix times a vector: layers of networks, linear models.
+
+    All directions together are one product of matrices, which needs no copies.
+    """
+    matrix, w = call.operands[0].constant, call.operands[1].window
+    assert w is not None
+    target = g[w.offset : w.offset + w.size]
+    if _is_diagonal(rows):  # the first step of a Jacobian of a layer
+        target += matrix.T * rows.diagonal()
+    else:
+        # Where nothing flows, an infinite element of the matrix does not make it nan.
+        with np.errstate(all="ignore"):
+            product = matrix.T @ rows
+        dead = ~rows.any(axis=0)
+        if dead.any():
+            product[:, dead] = 0.0
+        target += product
+    rows[...] = 0.0
+
+
+def _is_diagonal(rows: Floats) -> bool:
+    n, m = rows.shape
+    if n != m or n < 2 or rows[0, -1] != 0.0 or rows[-1, 0] != 0.0:
+        return False
+    return bool(np.count_nonzero(rows) == np.count_nonzero(rows.diagonal()))
 
 
 def _accumulate(x: HostOperand, g: Floats, directions: Any, cotangents: Floats) -> None:
@@ -287,7 +348,8 @@ def _tangents_of_one(
             given = passed.get(entry) if entry.leaf is None else seeds.get(id(entry.leaf))
             t[entry.cell : entry.cell + entry.size] = 0.0 if given is None else given
         top = max([int(cells.max()) + 1 for _, cells in wanted if cells.size], default=0)
-        _forward(tape, t, top)
+        with execute.watching.sweeps or nullcontext():
+            _forward(tape, t, top)
         return {key: t[cells] for key, cells in wanted}
 
 
@@ -299,6 +361,7 @@ def _forward(tape: Tape, t: Floats, top: int) -> None:
     m = t.shape[1]
     n, stop_cell = execute.first_block_above(tape, top)
     position = cell = lane = 0
+    sweeps = execute.watching.sweeps
     while position < n:
         if op[position] == HOST:
             size = int(b[position])
@@ -310,6 +373,8 @@ def _forward(tape: Tape, t: Floats, top: int) -> None:
             position, cell, lane = run.vector_forward(
                 op, a, b, d, x, k, v, t, position, n, cell, lane, limit
             )
+        if sweeps:
+            sweeps.moved("forward", position, n)
 
 
 def _host_tangents(call: Any, v: Floats, t: Floats, cell: int, size: int) -> None:

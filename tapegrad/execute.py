@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from .plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .threads import run_addresses
 
 if TYPE_CHECKING:
-    from .rolled import Rolled
+    from .rolled import ReadySweeps, Rolled
     from .storage import Floats
     from .tape import Import, Tape
 
@@ -63,7 +63,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "vector")
+FAMILIES = ("scalar", "lanes", "regions", "vector", "derive")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -88,6 +88,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def is_loaded(family: str) -> bool:
+    """Whether the compiled kernels of a family are there already."""
+    return _loaded[family]
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
@@ -101,9 +106,9 @@ def load(family: str) -> None:
             module.compile_all()
             if family == "regions":
                 importlib.import_module(".kernels.cpu.planning", __package__)
-            else:
-                setattr(_compiled, f"{family}_forward", module.forward)
-                setattr(_compiled, f"{family}_reverse", module.reverse)
+            for sweep in ("forward", "reverse"):
+                if hasattr(module, sweep):  # what runs regions or derives programs sweeps nothing
+                    setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))
             _loaded[family] = True
         finally:
             notice.cancel()
@@ -147,17 +152,43 @@ def evaluate(tape: Tape) -> None:
         if tape.sparse is not None:  # a sweep by regions kept what it needed: now the others, too
             tape.sparse, tape.done, tape.done_cell = None, 0, 0
         if tape.done < tape.n:
-            _timed(tape, _forward, tape)
+            ready = ready_sweeps(tape)
+            if ready is not None and tape.done == 0:
+                ready.forward()
+                tape.done, tape.done_cell = tape.n, tape.flushed_cell
+            else:
+                _timed(tape, _forward, tape)
+
+
+def ready_sweeps(tape: Tape) -> ReadySweeps | None:
+    """Return the sweeps of a program that are ready to be made, if they are to be used."""
+    if tape.replays is None or watching.sweeps is not None:
+        return None
+    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
+
+
+class _Watching(threading.local):
+    """What this thread's sweeps report to: a `tapegrad.progress.Sweeps`, where it is wanted."""
+
+    sweeps: Any = None
+
+
+watching = _Watching()
 
 
 def _timed(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     """Run a sweep; that of a program counts towards the compilation of its loops."""
+    with watching.sweeps or nullcontext():
+        _counted(tape, sweep, *args)
+
+
+def _counted(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     if tape.replays is None:
         sweep(*args)
     else:
         start = time.perf_counter()
         sweep(*args)
-        tape.replays.spend(tape, time.perf_counter() - start)
+        tape.replays.seconds += time.perf_counter() - start
 
 
 def _loops(tape: Tape) -> Rolled | None:
@@ -199,7 +230,7 @@ def _forward_one_by_one(tape: Tape) -> None:
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
     n, position, cell, lane = tape.n, tape.done, tape.done_cell, 0
-    loops = _loops(tape)
+    loops, sweeps = _loops(tape), watching.sweeps
     while position < n:
         kind = op[position]
         if kind == LANES:
@@ -222,6 +253,8 @@ def _forward_one_by_one(tape: Tape) -> None:
             stop = loops.next_start(position, stop) if loops else stop
             position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
         tape.done, tape.done_cell = position, cell
+        if sweeps:
+            sweeps.moved("forward", position, n)
 
 
 # -- by regions ------------------------------------------------------------------------------------
@@ -310,6 +343,20 @@ def gradient(
         results.take(tape.imports[number].size) if touched else None
         for number, touched in zip(plan.own, plan.touched, strict=True)
     ]
+    with watching.sweeps or nullcontext():
+        _sweep_by_plan(tape, plan, g, own, seeds, fresh)
+    return _collect(tape, plan, g, own)
+
+
+def _sweep_by_plan(
+    tape: Tape,
+    plan: Plan,
+    g: Floats,
+    own: list[Floats | None],
+    seeds: list[tuple[Any, Floats]],
+    fresh: bool,
+) -> None:
+    """Run a plan forward, if its values are not known yet, and backward."""
     table = _addresses(tape, plan, g, own)
     steps = plan.steps
     last = plan.fused if plan.fused >= 0 else len(steps)
@@ -327,9 +374,10 @@ def gradient(
         for step in steps[last + 1 :]:
             _step_forward(tape, step, table)
         tape.done, tape.done_cell, tape.sparse = tape.n, tape.flushed_cell, plan
-    for step in reversed(steps[:last]):
-        _step_backward(tape, step, table, g, own)
-    return _collect(tape, plan, g, own)
+    for i in range(last - 1, -1, -1):
+        _step_backward(tape, steps[i], table, g, own)
+        if watching.sweeps:
+            watching.sweeps.moved("backward", last - i, last)
 
 
 def _reach(cells: Any, size: int) -> tuple[int, int]:
@@ -417,7 +465,7 @@ def _reverse_one_by_one(
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    lane = -1
+    lane, first, sweeps = -1, position, watching.sweeps
     while position > bottom:
         kind = op[position - 1]
         if kind == LANES:
@@ -436,6 +484,8 @@ def _reverse_one_by_one(
             stop = max(bottom, position - run.slice)
             stop = loops.previous_stop(position, stop) if loops else stop
             position, cell = run.scalar_reverse(op, a, b, k, v, g, position, stop, cell, strict)
+        if sweeps:
+            sweeps.moved("backward", first - position, first - bottom)
 
 
 def first_block_above(tape: Tape, top: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 from . import recording
 from .array import FUNCTIONS
 from .creation import full, ones, zeros
+from .decisions import FUNCTIONS as DECIDING
 from .errors import at_caller
 from .host import structural
 from .indexing import gather, on_cells
@@ -363,14 +364,23 @@ def _value(x: Any) -> Any:
     return x
 
 
-for _function in (
-    np.all, np.any, np.argmax, np.argmin, np.argsort, np.argpartition, np.nonzero, np.flatnonzero,
-    np.argwhere, np.count_nonzero, np.searchsorted, np.digitize, np.isclose, np.allclose,
-    np.array_equal, np.array_equiv, np.iscomplexobj, np.isrealobj, np.isneginf, np.isposinf,
-    np.array_repr, np.array_str, np.array2string, np.histogram_bin_edges, np.may_share_memory,
-    np.shares_memory,
-):  # fmt: skip
+for _function in (*DECIDING.values(), np.histogram_bin_edges):
     FUNCTIONS[_function] = _decision(_function)
+
+
+def _look(function: Any) -> Function:
+    def ours(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_value, args), **{k: _value(x) for k, x in kwargs.items()})
+
+    ours.__doc__ = f"{function.__name__}: its answer decides nothing, so it is no decision."
+    return ours
+
+
+for _function in (
+    np.array_repr, np.array_str, np.array2string, np.iscomplexobj, np.isrealobj,
+    np.may_share_memory, np.shares_memory,
+):  # fmt: skip
+    FUNCTIONS[_function] = _look(_function)
 
 
 FUNCTIONS[np.shape] = lambda a: a.shape

@@ -79,7 +79,7 @@ def index_runs(tape: Tape, outputs: Iterable[Any], hosts: Iterable[HostOperand])
     for output in outputs:
         if isinstance(output.cells, (int, np.integer)) and output.size > 1:
             ends = np.array([output.cells, output.cells + output.size - 1])
-            if not _within_one(first, *ends):
+            if is_split(first, *ends):
                 output.cells = np.arange(ends[0], ends[1] + 1)
 
 
@@ -91,7 +91,7 @@ def _index_lanes(tape: Tape, first: Ints) -> None:
         reach = (extents - 1) * strides
         low = d[at + 1] + np.minimum(reach, 0).sum(axis=1)
         high = d[at + 1] + np.maximum(reach, 0).sum(axis=1)
-        apart = (d[at] == CELLS) & ~_within_one(first, low, high)
+        apart = (d[at] == CELLS) & is_split(first, low, high)
         for i in np.flatnonzero(apart).tolist():
             kept = tuple(np.where(strides[i] != 0, extents[i], 1).tolist())
             cells = Window(int(d[at[i] + 1]), kept, tuple(strides[i].tolist())).cells()
@@ -100,9 +100,15 @@ def _index_lanes(tape: Tape, first: Ints) -> None:
             d[at[i] + 2 : at[i] + 2 + len(steps)] = steps
 
 
-def _within_one(first: Ints, low: Ints, high: Ints) -> Ints:
-    same: Ints = np.searchsorted(first, low, "right") == np.searchsorted(first, high, "right")
-    return same
+def is_split(first: Ints, low: Any, high: Any) -> Any:
+    """Whether two cells belong to different instructions, whose first cells are given.
+
+    Examples
+    --------
+    >>> is_split(np.array([0, 3, 4, 6]), np.array([0, 2]), np.array([2, 3]))
+    array([False,  True])
+    """
+    return np.searchsorted(first, low, "right") != np.searchsorted(first, high, "right")
 
 
 def _index_operand(place: HostOperand, first: Ints) -> None:
@@ -112,5 +118,5 @@ def _index_operand(place: HostOperand, first: Ints) -> None:
     reach = [(n - 1) * step for n, step in zip(w.shape, w.strides, strict=True)]
     low = w.offset + sum([step for step in reach if step < 0])
     high = w.offset + sum([step for step in reach if step > 0])
-    if not _within_one(first, np.array(low), np.array(high)):
+    if is_split(first, low, high):
         place.cells, place.window = w.cells(), None

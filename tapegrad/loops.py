@@ -7,6 +7,7 @@ tape that is released at once: without derivatives to reach a state, and again t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from math import ceil
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from .checkpoint import Function, Key, Row, Trace, check_repeated, stores_all, t
 from .custom import Outputs, flat_values, is_numeric, place, run_once
 from .errors import at_caller
 from .host import HostOperand
+from .progress import steps, wanted
 from .recording import FLOAT32, FLOAT64
 from .storage import Floats, Tracked
 from .tape import Tape
@@ -55,7 +57,7 @@ def checkpoint_loop(
     memory: float | None = None,
     snapshots: int | None = None,
     block: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[Any, LoopPlan]:
     """Run ``state = body(state, i)`` for i in ``range(n)``, with the states that fit into memory.
 
@@ -79,7 +81,8 @@ def checkpoint_loop(
         Steps recorded at a time, between which states may be stored.  By default 1 with
         `snapshots`, and otherwise what makes recordings of some thousand cells (about 1 MB), or 1.
     progress : bool, optional
-        Whether to show progress bars, which needs the package ``tqdm``.
+        Whether to show progress bars, which needs the package ``tqdm``; by default they are shown
+        inside of `tapegrad.progress`.
 
     Returns
     -------
@@ -182,11 +185,11 @@ class _Loop(Row):
     tracked: list[bool]  # which parts of the state are operands
     kept: list[Any]  # the values of the others
 
-    def __init__(self, body: Function, form: Outputs, n: int, progress: bool) -> None:
+    def __init__(self, body: Function, form: Outputs, n: int, progress: bool | None) -> None:
         self.body = body
         self.form = form
         self.n = n
-        self.show = _bar if progress else _no_bar
+        self.shown = wanted() if progress is None else progress
         self.keys: list[Key] = []
         self.storages: dict[int, tuple[Any, Key]] = {}
         self.holders: dict[Key, tuple[Any, int]] = {}
@@ -198,6 +201,10 @@ class _Loop(Row):
         self.holders = {}  # holding them would keep tapes alive
         return found
 
+    def _steps_shown(self, total: int, what: str) -> AbstractContextManager[Callable[[int], Any]]:
+        """Return a context that is given the numbers of steps done, and may show them."""
+        return steps(f"checkpoint_loop, {what}", total, self.shown)
+
     # -- forward -----------------------------------------------------------------------------------
 
     def first(
@@ -206,7 +213,7 @@ class _Loop(Row):
         """Run the loop, plan how it will be reversed, and return the final state, flat."""
         start = self._initial(values)
         available = _snapshots(memory, snapshots, start.nbytes)
-        with self.show(self.n, "forward") as advanced:
+        with self._steps_shown(self.n, "forward") as advanced:
             trace = self._trace(start, 0, 1, None)
             flat = trace.flat
             if block is None:
@@ -312,8 +319,8 @@ class _Loop(Row):
         """Get ready for a sweep from other values, or for a second one."""
         n = sum(self.tracked)
         start = self._initial(values[:n])
-        steps = (ceil(self.n / self.plan.block) - 1) * self.plan.block
-        with self.show(steps, "forward") as advanced:
+        total = (ceil(self.n / self.plan.block) - 1) * self.plan.block
+        with self._steps_shown(total, "forward") as advanced:
             last = self._prepare(start, start, 0, self._known(values[n:]), advanced)
         self.run = self.run._replace(values=values)
         return last
@@ -330,7 +337,7 @@ class _Loop(Row):
         ):
             self._rerun([np.array(x) for x in values])
         run, self.run = self.run, None
-        with self.show(self.plan.recomputed, "backward") as advanced:
+        with self._steps_shown(self.plan.recomputed, "backward") as advanced:
             return self._reverse(run, g, out, advanced)
 
     def _reverse(
@@ -396,36 +403,3 @@ def _snapshots(memory: float | None, snapshots: int | None, size: int) -> int:
     elif _count(snapshots) < 1:
         raise ValueError(f"a loop needs at least one stored state{at_caller()}")
     return snapshots
-
-
-class _no_bar:
-    """The progress that nobody looks at."""
-
-    def __init__(self, total: int, what: str) -> None:
-        pass
-
-    def __enter__(self) -> Callable[[int], None]:
-        return lambda steps: None
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
-class _bar:
-    """A tqdm progress bar over steps."""
-
-    def __init__(self, total: int, what: str) -> None:
-        try:
-            from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-        except ImportError:
-            raise ImportError(
-                f"progress=True needs tqdm: pip install tqdm, or leave progress out{at_caller()}"
-            ) from None
-        self.bar = tqdm(total=total, desc=f"checkpoint_loop, {what}", unit="step")
-
-    def __enter__(self) -> Callable[[int], None]:
-        update: Callable[[int], None] = self.bar.update
-        return update
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,31 @@ class Input:
             )
         return values
 
+    def put(self, value: Any, v: Floats) -> None:
+        """Put another value, which must not be tracked, in the input's place."""
+        if type(value) is float and not self.shape:
+            v[self.cell] = value  # without an ndarray in between: a replay can be that short
+        else:
+            v[self.cell : self.cell + self.size] = self.check(value).ravel()
+
+    def take(self, g: Floats) -> Any:
+        """Return the input's adjoint as a number, or as an array that the caller owns."""
+        if not self.shape and self.dtype == FLOAT64:
+            return g.item(self.cell)
+        values = g[self.cell : self.cell + self.size].reshape(self.shape)
+        return np.array(values, self.dtype)[()] if not self.shape else np.array(values, self.dtype)
+
 
 class Output:
     """One number or array of the result: its cells, or a constant."""
 
-    __slots__ = ("cells", "constant", "dtype", "shape")
+    __slots__ = ("cells", "constant", "dtype", "shape", "size")
 
     def __init__(self, value: Any) -> None:
         self.cells: Any = None
         self.constant: Any = None
         self.shape, self.dtype = np.shape(value), getattr(value, "dtype", FLOAT64)
+        self.size = prod(self.shape)
         if isinstance(value, Tracked):
             tape, cells = backward.place_of(value)
             if tape is recorder.tape:
@@ -64,10 +80,13 @@ class Output:
             value = value.value  # type: ignore[attr-defined]
         self.constant = own(value)
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape))
+    @classmethod
+    def on_cells(cls, cells: Any, shape: tuple[int, ...], dtype: Any) -> Output:
+        """Return the output that is in given cells: the first of a run, or an array of them."""
+        output = cls.__new__(cls)
+        output.cells, output.constant = cells, None
+        output.shape, output.dtype, output.size = shape, np.dtype(dtype), prod(shape)
+        return output
 
     def flat_cells(self) -> Any:
         """Return its cells, flat."""
@@ -84,11 +103,20 @@ class Output:
             return recording.run(tape, first, self.shape, self.dtype)
         return on_cells(tape, to[self.cells].reshape(self.shape), self.dtype)
 
+    def seed(self, cotangent: Any, g: Floats) -> None:
+        """Add a cotangent (flat, or a number) to the adjoints of its cells."""
+        if isinstance(self.cells, (int, np.integer)):
+            g[self.cells : self.cells + self.size] += cotangent
+        elif self.cells is not None:
+            np.add.at(g, self.cells, cotangent)
+
     def read(self, v: Floats) -> Any:
         """Return the output's value, owned by the caller."""
         if self.cells is None:
             return own(self.constant)
         if isinstance(self.cells, (int, np.integer)):
+            if not self.shape and self.dtype == FLOAT64:
+                return v.item(self.cells)
             values = v[self.cells : self.cells + self.size]
         else:
             values = v[self.cells]

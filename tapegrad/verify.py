@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .decisions import BROADCASTING, Call
 from .errors import TapeFormatError
 from .host import HostCall, HostOperand, result_shape
 from .kernels.opcodes import (
@@ -32,7 +33,8 @@ from .kernels.opcodes import (
     TERNARY,
     UNARY,
 )
-from .recording import CONSTANT, INDEXED, PASSIVE_CELLS
+from .layout import is_split
+from .recording import CELLS, CONSTANT, INDEXED, PASSIVE_CELLS
 from .window import Shape
 
 Array = np.ndarray[Any, Any]
@@ -231,6 +233,9 @@ def _check_descriptors(
         code.refuse(outside & (kind == CONSTANT), "a constant that is not in the pool", numbers)
         code.refuse(outside & (kind == INDEXED), "a window outside of the indices", numbers)
         code.refuse(outside, "a window on cells that are not defined before it", numbers)
+        owned = (kind == CELLS) | (kind == PASSIVE_CELLS)
+        apart = is_split(first, low, high)
+        code.refuse(owned & apart, "a window over several instructions", numbers)
         moving = (kind == CONSTANT) & strides.any(axis=1)
         code.refuse(moving, "a constant cannot have strides", numbers)
         _check_integer_lanes(code, numbers, words[:, 0], j - 1, kind, offset)
@@ -298,13 +303,13 @@ def _check_hosts(code: Code, first: Array, max_cells: int) -> None:
         )
     for i, call in zip(numbers, code.hosts, strict=True):
         try:
-            _check_host(call, int(first[i]), int(code.b[i]), max_cells)
+            _check_host(call, first[: i + 1], int(code.b[i]), max_cells)
         except TapeFormatError as error:
             raise TapeFormatError(f"instruction {i} ({call.row.name}): {error}") from None
 
 
-def _check_host(call: HostCall, base: int, size: int, max_cells: int) -> None:
-    shapes = [_operand_shape(place, base, max_cells) for place in call.operands]
+def _check_host(call: HostCall, first: Array, size: int, max_cells: int) -> None:
+    shapes = [_operand_shape(place, first, max_cells) for place in call.operands]
     check_params(call.row.name, call.params, shapes)
     try:
         shape = result_shape(call.row.name, shapes, call.params)
@@ -314,8 +319,9 @@ def _check_host(call: HostCall, base: int, size: int, max_cells: int) -> None:
         raise TapeFormatError(f"its result has shape {shape}, not {call.shape} ({size} cells)")
 
 
-def _operand_shape(place: HostOperand, base: int, max_cells: int) -> Shape:
-    """Check that an operand lies below the cell `base`, and return its shape."""
+def _operand_shape(place: HostOperand, first: Array, max_cells: int) -> Shape:
+    """Check that an operand lies below the last cell of `first`, and return its shape."""
+    base = int(first[-1])
     if place.constant is not None or place.cells is not None:
         values = place.constant if place.cells is None else place.cells
         if place.cells is not None:
@@ -330,6 +336,8 @@ def _operand_shape(place: HostOperand, base: int, max_cells: int) -> Shape:
         low, high = corners(np.array([window.offset]), extents, strides)
         if low[0] < 0 or high[0] >= base:
             raise TapeFormatError("a window on cells that are not defined before it")
+        if is_split(first, low[0], high[0]):
+            raise TapeFormatError("a window over several instructions")
     return window.shape
 
 
@@ -362,3 +370,32 @@ def check_params(name: str, params: dict[str, Any], shapes: Sequence[Shape]) -> 
         good = name == "matmul"
     if not good:
         raise TapeFormatError(f"it does not take the parameters {params} for {ndim} axes")
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+def check_decision(call: Call, first: Array, max_cells: int) -> None:
+    """Raise `TapeFormatError` unless a function that answers a decision can be called.
+
+    It is called, once, where all cells are zero: NumPy's functions check what they are given.  What
+    they may refuse for other values only, a replay notices as another answer.
+    """
+    name = call.function.__name__
+    shapes = []
+    for place in call.places:
+        if isinstance(place, HostOperand):
+            shapes.append(_operand_shape(place, first, max_cells))
+        elif isinstance(place, np.ndarray):
+            shapes.append(place.shape)
+    node = call.tree
+    kinds = [child.kind for child in node.children]
+    if node.kind is not tuple or kinds != [list, dict] or node.n_leaves != len(call.places):
+        raise TapeFormatError(f"the arguments of np.{name} are not those of a call")
+    try:
+        shape = np.broadcast_shapes(*shapes) if call.function in BROADCASTING else ()
+        if prod(shape) > max_cells:
+            raise ValueError(f"it would compute {prod(shape):,} elements")
+        call.answer(np.zeros(int(first[-1])))
+    except Exception as error:  # NumPy raises many kinds
+        raise TapeFormatError(f"np.{name} does not take its arguments: {error}") from None

@@ -80,8 +80,7 @@ class ArrayView(Array, TrackedArray):
         return (self[i] for i in range(self.window.shape[0]))
 
     def __contains__(self, item: Any) -> bool:
-        found = elementwise("equal", self, item)
-        return bool(np.any(found.value))
+        return bool(np.any(elementwise("equal", self, item)))
 
     def __getitem__(self, key: Any) -> Any:
         storage = self.storage

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import pickle
 import random
 import subprocess
 import sys
@@ -120,6 +122,15 @@ def test_structures_with_and_without_their_classes():
     assert type(ordered) is OrderedDict
 
 
+def test_programs_are_pickled_and_copied_as_files_are():
+    p = Parameters(Pair(1.0, np.ones(2)), [2.0, None])
+    program = tg.record(parameters, p, OrderedDict(t=3.0))
+    for other in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        q = Parameters(Pair(2.0, np.array([3.0, 4.0])), [5.0, None])
+        assert repr(other(q, OrderedDict(t=6.0))) == repr(program(q, OrderedDict(t=6.0)))
+        assert other.tape is not program.tape
+
+
 def test_keyword_arguments_constants_and_dtypes():
     def f(x, k, flag, mask, *, scale, name):
         y = x * x * k if flag and name == "a" else x
@@ -151,6 +162,87 @@ def test_decisions_are_found_again():
     with pytest.raises(tg.ControlFlowChanged, match=r"integer of a value .* was 0"):
         loaded(-1.0)
     assert again(loaded)(0.25) == program(0.25)
+
+
+ANSWERED = {
+    "all": (lambda x: x[0] if np.all(x > 0.0) else x[1], [1.0, 2.0], [2.0, 2.0], [-1.0, 2.0]),
+    "any": (lambda x: x[0] if (x > 0.0).any() else x[1], [1.0, -2.0], [-2.0, 2.0], [-1.0, -2.0]),
+    "argmax": (lambda x: x[np.argmax(x)], [1.0, 3.0], [2.0, 5.0], [3.0, 1.0]),
+    "argmin": (lambda x: x[x.argmin()] ** 2, [1.0, 3.0], [2.0, 5.0], [3.0, 1.0]),
+    "argsort": (lambda x: x[np.argsort(x, kind="stable")][0], [1.0, 3.0], [2.0, 5.0], [3.0, 1.0]),
+    "argpartition": (lambda x: x[np.argpartition(x, 0)][0], [1.0, 3.0], [2.0, 5.0], [3.0, 1.0]),
+    "argwhere": (lambda x: x[np.argwhere(x > 1.0)[0, 0]], [1.0, 3.0], [0.0, 5.0], [3.0, 1.0]),
+    "nonzero": (lambda x: np.sum(x[np.nonzero(x)]), [0.0, 3.0], [0.0, 5.0], [3.0, 1.0]),
+    "flatnonzero": (lambda x: x[np.flatnonzero(x)[0]], [0.0, 3.0], [0.0, 5.0], [3.0, 1.0]),
+    "count_nonzero": (lambda x: x[0] * np.count_nonzero(x), [0.0, 3.0], [5.0, 0.0], [3.0, 1.0]),
+    "searchsorted": (
+        lambda x: x[0] * np.searchsorted(EDGES, x, side="right")[0], [0.5, 3.0], [0.6, 9.0],
+        [1.5, 3.0],
+    ),
+    "digitize": (lambda x: x[0] * np.digitize(x[0], EDGES), [0.5, 3.0], [0.6, 9.0], [1.5, 3.0]),
+    "isclose": (
+        lambda x: x[0] if np.isclose(x, 1.0, atol=0.1)[0] else x[1], [1.0, 3.0], [1.05, 4.0],
+        [1.2, 3.0],
+    ),
+    "allclose": (lambda x: x[0] if np.allclose(x, 1.0) else x[1], [1.0, 3.0], [2.0, 4.0],
+                 [1.0, 1.0]),
+    "array_equal": (lambda x: x[0] if np.array_equal(x[:1], x[1:]) else x[1] * 2.0, [1.0, 3.0],
+                    [2.0, 4.0], [1.0, 1.0]),
+    "array_equiv": (lambda x: x[0] if np.array_equiv(x, 1.0) else x[1], [1.0, 3.0], [2.0, 4.0],
+                    [1.0, 1.0]),
+    "isposinf": (lambda x: np.sum(x[~np.isposinf(x)]), [1.0, np.inf], [2.0, np.inf], [1.0, 3.0]),
+    "isneginf": (lambda x: np.sum(x[~np.isneginf(x)]), [1.0, -np.inf], [2.0, -np.inf], [1.0, 3.0]),
+}  # fmt: skip
+EDGES = np.array([0.0, 1.0, 2.0])
+
+
+def test_every_function_of_the_closed_list_is_tried():
+    assert set(ANSWERED) == set(tg.decisions.FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_decisions_by_functions_are_in_files(name):
+    f, recorded, same, other = ANSWERED[name]
+    program = tg.record(f, np.array(recorded))
+    loaded = again(again(program))
+    assert [str(d.outcome) for d in loaded.decisions.all] == [
+        str(d.outcome) for d in program.decisions.all
+    ]
+    for at in (recorded, same):
+        assert loaded(np.array(at)) == program(np.array(at)) == f(np.array(at))
+    with pytest.raises(tg.ControlFlowChanged, match=rf"np\.{name} at test_files\.py:\d+ was"):
+        loaded(np.array(other))
+
+
+def test_a_function_that_fails_decides_otherwise():
+    program = tg.record(lambda x: x[0] * np.digitize(0.5, x), np.array([0.0, 1.0, 2.0]))
+    with pytest.raises(tg.ControlFlowChanged, match=r"is an error \(bins must be monotonic"):
+        again(program)(np.array([0.0, 3.0, 2.0]))
+
+
+def test_files_of_the_first_version():
+    """They had no decisions by functions, and no field for them."""
+    data = files.to_bytes(tg.record(lambda x: x * x if x > 1.0 else x, 2.0))
+    header = fuzz_files.header_of(data)
+    del header["decisions"]["calls"]
+    old = fuzz_files.with_header(data, header)[: -files._DIGEST]
+    old = old[:8] + (1).to_bytes(4, "little") + old[12:]
+    program = files.from_bytes(old + files._digest(old))
+    assert program(3.0) == 9.0
+    with pytest.raises(tg.ControlFlowChanged):
+        program(0.5)
+
+
+def test_a_loaded_program_knows_arguments_that_take_its_way():
+    """Those that it was recorded for, whatever it was run for before it was saved."""
+    program = tg.record(lambda x: x**3 if x < 1.0 else x, 0.5)
+    with pytest.raises(tg.ControlFlowChanged):
+        program(2.0)
+    loaded = again(program)
+    assert loaded.gradient()(0.25) == 3 * 0.25**2
+    assert loaded.hessian(0.25) == 6 * 0.25
+    assert tg.grad(lambda x: loaded(x) * x)(0.5) == 4 * 0.5**3
+    assert again(program.gradient())(0.25) == 3 * 0.25**2
 
 
 def test_captured_values_come_along():
@@ -198,9 +290,9 @@ def test_python_rules_cannot_be_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_decisions_by_functions_cannot_be_saved(tmp_path):
-    program = tg.record(lambda x: x[np.argmax(x)], np.array([1.0, 3.0]))
-    with pytest.raises(TypeError, match=r"np\.argmax at test_files\.py"):
+def test_decisions_by_unknown_functions_cannot_be_saved(tmp_path):
+    program = tg.record(lambda x: x * np.histogram_bin_edges(x, 2)[1], np.array([1.0, 3.0]))
+    with pytest.raises(TypeError, match=r"np\.histogram_bin_edges at test_files\.py"):
         program.save(tmp_path / "f.tape")
 
 
@@ -250,6 +342,10 @@ def test_foreign_truncated_altered_and_newer_files(tmp_path, original):
             tg.load(path)
 
 
+def call(header):
+    return header["decisions"]["calls"][0]
+
+
 def edited(data, edit):
     header = fuzz_files.header_of(data)
     edit(header)
@@ -279,12 +375,47 @@ def edited(data, edit):
         (lambda h: h.__setitem__("structure", ["*"]), "structure of the arguments"),
         (lambda h: h.__setitem__("result", "**"), "structure of the result"),
         (lambda h: h["decisions"].__setitem__("sites", [[1, 2]]), "a decision is not described"),
+        (lambda h: h["decisions"].__setitem__("cells", h["code"]["b"]), "decisions"),
+        (lambda h: h["decisions"].__setitem__("cells", h["code"]["op"]), "array of another kind"),
+        (lambda h: h["decisions"].__setitem__("numbers", h["code"]["x"]), "different lengths"),
+        (lambda h: h["decisions"].__setitem__("expected", h["code"]["k"]), "different lengths"),
+        (lambda h: h["decisions"]["sites"][0].__setitem__(2, -1), "a decision's line"),
+        (lambda h: call(h).__setitem__("function", "load"), "np.load is no function whose answers"),
+        (lambda h: call(h).__setitem__("structure", ["*"]), "the arguments of np.argmax"),
+        (lambda h: call(h)["parts"].pop(), "are not those of a call"),
+        (lambda h: call(h)["parts"].__setitem__(1, {"value": 7}), "does not take its arguments"),
+        (lambda h: call(h)["parts"].__setitem__(1, {"window": [0, [1], [1]]}), "does not take"),
+        (lambda h: call(h)["parts"][0]["window"].__setitem__(0, 1 << 40), "not defined before it"),
+        (lambda h: call(h)["parts"][0]["window"].__setitem__(1, [1 << 40]), "max_cells|strides"),
+        (lambda h: call(h).__setitem__("outcome", []), "has 0 answers"),
+        (lambda h: h["decisions"]["calls"].pop(), "fewer functions answered"),
+        (lambda h: h["decisions"]["calls"].append(call(h)), "do not fit|fewer cells"),
     ],
 )
 def test_wild_headers(original, edit, message):
     data, _ = original
     with pytest.raises(tg.TapeFormatError, match=message):
         files.from_bytes(edited(data, edit))
+
+
+def test_wrong_guards():
+    program = tg.record(lambda x: x * x if x > 1.0 else x, 2.0)
+    data = files.to_bytes(program)
+    for place, value, message in (
+        (4, [1 << 40], "more cells than there are"),
+        (4, [0], "fewer cells than there are"),
+        (3, "object", "a decision is not described"),
+        (3, None, "fewer functions answered"),
+    ):
+        with pytest.raises(tg.TapeFormatError, match=f"decision.*: .*{message}|{message}"):
+            files.from_bytes(with_site(data, place, value))
+    program.decisions._cells.array()[0] = 1_000_000
+    with pytest.raises(tg.TapeFormatError, match="decisions: a cell is not one of the"):
+        files.from_bytes(files.to_bytes(program))
+
+
+def with_site(data, place, value):
+    return edited(data, lambda h: h["decisions"]["sites"][0].__setitem__(place, value))
 
 
 def test_a_header_that_nests_too_deeply(original):

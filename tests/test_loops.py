@@ -1,8 +1,6 @@
 """Long loops with few stored states: gradients, recomputation, memory, bad input."""
 
 import os
-import sys
-import types
 from collections import Counter
 
 import numpy as np
@@ -276,39 +274,6 @@ def test_a_million_steps_in_a_megabyte():
         slope += x * (1.0 - x) + k * (1.0 - 2.0 * x) * slope
         x += k * x * (1.0 - x)
     assert tg.grad(f)(k) == pytest.approx(slope, rel=1e-9)
-
-
-# -- progress --------------------------------------------------------------------------------------
-
-
-def test_progress_bars(monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, total, desc, unit):
-            self.total, self.desc, self.done, self.closed = total, desc, 0, False
-            bars.append(self)
-
-        def update(self, steps):
-            self.done += steps
-
-        def close(self):
-            self.closed = True
-
-    monkeypatch.setitem(sys.modules, "tqdm", types.SimpleNamespace(tqdm=Bar))
-    tg.grad(
-        lambda x: tg.checkpoint_loop(
-            lambda x, i: np.sin(x), x, 20, snapshots=3, block=2, progress=True
-        )[0]
-    )(0.5)
-    assert [bar.desc.split()[-1] for bar in bars] == ["forward", "backward"]
-    assert all(bar.closed and bar.done == bar.total for bar in bars)
-
-
-def test_progress_without_tqdm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=rf"pip install tqdm.*\({HERE}"):
-        tg.checkpoint_loop(lambda x, i: x, 1.0, 3, progress=True)
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import dataclass
 
@@ -341,7 +342,39 @@ DECISIONS = {
     "assigned mask": (lambda x: clipped(x), np.array([1.0, -3.0]), np.array([2.0, -9.0]),
                       np.array([1.0, 1.0])),
     "isclose": (lambda x: x if np.isclose(x, 1.0) else x * x, 2.0, 3.0, 1.0),
+    "or": (lambda x: x * 2.0 if x < 0.0 or x > 2.0 else x * 3.0, -1.0, -3.0, 1.0),
+    "not": (lambda x: x * 2.0 if not x > 0.0 else x * 3.0, -1.0, -2.0, 1.0),
+    "min": (lambda x: min(x * 1.0, 1.0), 0.5, 0.25, 3.0),
+    "min of an array": (lambda x: min(x) * 2.0, np.array([1.0, 2.0]), np.array([2.0, 9.0]),
+                        np.array([2.0, 1.0])),
+    "sorted": (lambda x: sorted(x)[0] * 3.0, np.array([1.0, 2.0]), np.array([2.0, 9.0]),
+               np.array([2.0, 1.0])),
+    "in": (lambda x: x[0] if 2.0 in x else x[1], np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+           np.array([1.0, 3.0])),
+    "equality": (lambda x: x * 2.0 if x == 1.0 else x * 3.0, 2.0, 3.0, 1.0),
+    "range": (lambda x: sum([x * k for k in range(int(x))]), 2.5, 2.7, 3.1),
+    "a shape": (lambda x: np.sum(tg.full(int(x[0]), 2.0) * x[1]), np.array([3.2, 1.0]),
+                np.array([3.9, 5.0]), np.array([4.0, 1.0])),
+    "a slice": (lambda x: np.sum(x[: int(x[0])]), np.array([1.5, 2.0]), np.array([1.9, 5.0]),
+                np.array([2.0, 1.0])),
+    "np.where": (lambda x: np.sum(x[np.where(x > 0.0)] ** 2), np.array([1.0, -3.0]),
+                 np.array([2.0, -9.0]), np.array([1.0, 1.0])),
+    "tolist": (lambda x: x[0] * x[1:].tolist()[0], np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+               np.array([1.0, 3.0])),
+    "item used later": (lambda x: later(x), np.array([1.0, 2.0]), np.array([3.0, 2.0]),
+                        np.array([1.0, 3.0])),
+    "argmax of an axis": (lambda x: x.argmax(axis=0)[0] * np.sum(x), np.eye(2), 3.0 * np.eye(2),
+                          np.eye(2)[::-1]),
+    "any of a mask": (lambda x: np.sum(x) if (x < 0.0).any() else np.prod(x),
+                      np.array([1.0, -3.0]), np.array([-1.0, 2.0]), np.array([1.0, 2.0])),
+    "trunc": (lambda x: x * int(np.floor(x)), 2.5, 2.7, 3.1),
 }  # fmt: skip
+
+
+def later(x):
+    factor = (x[1] * 1.0).item()
+    y = np.exp(x[0])
+    return y * factor
 
 
 def clipped(x):
@@ -394,7 +427,10 @@ def test_nan_decides_like_nan():
 def test_printing_is_no_decision():
     def f(x):
         y = x * 2.0
-        _ = f"{y} {y:.3f} {y!r}"
+        _ = f"{y} {y:.3f} {y!r} %s %r" % (y, y)
+        print(y, file=io.StringIO())
+        z = np.stack([y, y])
+        _ = np.array2string(z), np.array_str(z), np.array_repr(z), str(z), z.shape, len(z), z.dtype
         return y
 
     program = tg.record(f, 1.0)

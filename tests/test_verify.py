@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tapegrad as tg
-from tapegrad import files
+from tapegrad import writing
 from tapegrad.host import HostCall
 from tapegrad.kernels.opcodes import NAMES
 from tapegrad.recording import CONSTANT, INDEXED
@@ -20,7 +20,7 @@ LIMIT = 10_000
 
 def code_of(f, *args):
     """Return the code of a recorded function, in arrays of its own."""
-    code, _, _ = files._code(tg.record(f, *args).tape)
+    code, _, _ = writing.code_of(tg.record(f, *args).tape)
     for name in ("op", "a", "b", "k", "d", "x"):
         setattr(code, name, getattr(code, name).copy())
     return code
