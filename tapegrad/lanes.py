@@ -71,7 +71,6 @@ class Lanes:
         self.constants = [output.constant if output.cells is None else None for output in outputs]
         known = [(i, place) for i, place in enumerate(program.inputs) if place is not None]
         self.numbers = [i for i, _ in known]
-        self._places = [(place.cell, place.size) for _, place in known]
         self._shapes = [place.shape for _, place in known]
         self.cells, self.expected = program.decisions.looks()
         self.decided = bool(self.cells.size)
@@ -87,12 +86,13 @@ class Lanes:
         """Return the region for one sample: with results, or with what decisions look at."""
         build = RegionBuilder((1,))
         program = self.program
-        values = Unrolled(
-            program.tape, self._places, lambda i, j: build.input(i, (0,), offset=j), build
-        )
-        buffer = len(self._places)
+        # Asked now, for cells have other numbers once a program was compiled.
+        places = [(known.cell, known.size) for known in program.inputs if known is not None]
+        values = Unrolled(program.tape, places, lambda i, j: build.input(i, (0,), offset=j), build)
+        buffer = len(places)
         if looks:
-            found = [values.value(cell) for cell in self.cells.tolist()]
+            cells, _ = program.decisions.looks()  # their numbers may have changed since
+            found = [values.value(cell) for cell in cells.tolist()]
         else:
             cells = [o.flat_cells().tolist() for o in program.outputs if o.cells is not None]
             found = [values.value(cell) for part in cells for cell in part]
@@ -153,7 +153,7 @@ class Lanes:
             agreement = np.empty(m)
             buffers.append(agreement)
             strides.append(1)
-        if buffers[len(self._places) :]:
+        if buffers[len(self._shapes) :]:
             run_chunk(self._results.of(m, layout, strides), buffers)
         for target, flat in kept:
             target[...] = flat.reshape(target.shape)
@@ -175,7 +175,8 @@ class Lanes:
         which : ndarray of int
         """
         if self._looks is None:
-            self._looks = _Layouts(self._region(looks=True), self._shapes)
+            with self.program.lock:
+                self._looks = _Layouts(self._region(looks=True), self._shapes)
         buffers, layout = self._inputs(arguments, mapped)
         columns = np.empty((self.cells.size, m))
         region = self._looks.of(m, layout, [1] * len(columns))

@@ -35,7 +35,9 @@ def run(region, count):
 steps = st.tuples(st.sampled_from(UNARY + BINARY * 2), st.integers(0, 40), st.integers(0, 40))
 
 
-@given(st.lists(steps, min_size=1, max_size=15), st.lists(st.integers(0, 5), min_size=1, max_size=3))
+@given(
+    st.lists(steps, min_size=1, max_size=15), st.lists(st.integers(0, 5), min_size=1, max_size=3)
+)
 def test_the_bits_are_the_same(steps, results):
     plain = run(build(steps, results).finish(), len(results))
     region = build(steps, results).fuse().finish()
