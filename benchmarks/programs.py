@@ -6,10 +6,11 @@ import numpy as np
 
 import tapegrad as tg
 
+from .measuring import cpu_time
 from .peers.case import Options
 from .peers.w1 import PEERS as LOOPS
 from .peers.w2 import PEERS as POINTS
-from .workloads import LOOP_POINT, scalar_loop
+from .workloads import LOOP_POINT, rosenbrock, rosenbrock_point, scalar_loop
 
 
 class Replay:
@@ -47,3 +48,57 @@ class Record:
 
     def time_record(self):
         self.record()
+
+
+class Derivatives:
+    """Derivatives of a program: the chained Rosenbrock function of 100 elements, 800 operations."""
+
+    timer = time.process_time
+
+    def setup(self):
+        with tg.executor("compiled"):
+            self.x = rosenbrock_point(100)
+            self.program = tg.record(lambda x: rosenbrock(x, 100), self.x)
+            self.time_hessian()
+            self.time_product()
+            self.time_inside()
+
+    def time_derive(self):
+        self.program._gradients.clear()
+        self.program.gradient()
+
+    def time_hessian(self):
+        self.program.hessian(self.x)
+
+    def time_product(self):
+        self.program.hvp(self.x, self.x)
+
+    def time_inside(self):
+        tg.grad(lambda x: self.program(x) * 2.0)(self.x)
+
+
+def _branches(x, a, steps):
+    for _ in range(steps):
+        x = np.sin(a * x) + x / (1.0 + x * x)
+        if x > 50.0:
+            x = x * 0.5
+    return x
+
+
+class Guards:
+    """What checking decisions adds to a replay, one decision for seven operations."""
+
+    params = (100, 10_000, 1_000_000)
+    param_names = ("operations",)
+    unit = "%"
+
+    def track_share(self, operations):
+        arguments = 0.3, 1.1, operations // 7
+        with tg.executor("compiled"):
+            program = tg.record(_branches, *arguments)
+            values = program.tape.arena.v.array
+            replays, checks = [], []
+            for _ in range(50):
+                replays.append(cpu_time(lambda: program.value_and_grad(*arguments)))
+                checks.append(cpu_time(lambda: program.decisions.check(values)))
+        return 100 * min(checks) / (min(replays) - min(checks))

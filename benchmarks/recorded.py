@@ -1,9 +1,16 @@
-"""The scalar loop on a tape, ready to be swept again and again.
+"""What nothing public does: sweeping a finished tape twice, and Hessians the way not chosen.
 
-The one module here that reaches into tapegrad: nothing public sweeps a finished tape twice.
+The one module here that reaches into tapegrad.
 """
 
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
 import numpy as np
+from numpy.typing import NDArray
 
 import tapegrad as tg
 from tapegrad import execute
@@ -48,3 +55,38 @@ class RecordedLoop:
         """Compute values, then adjoints."""
         self.forward()
         self.reverse()
+
+
+def swept_hessian(
+    f: Callable[[Any], Any], x: NDArray[np.float64]
+) -> tuple[Callable[[NDArray[np.float64]], Any], dict[str, float]]:
+    """Return `tg.sparse_hessian(f)` made to sweep, and seconds for its structure and colouring."""
+    sparsity: Any = sys.modules["tapegrad.sparsity"]
+    hessian: Any = tg.sparse_hessian(f)
+    with mock.patch.object(sparsity, "_may_derive", return_value=False):
+        start = time.perf_counter()
+        hessian(x)
+        info = {"trace_s": time.perf_counter() - start}
+    swept = hessian._prepared[hessian._last]
+    start = time.perf_counter()
+    sparsity._symmetric_pattern(swept._program.tape, swept._cells, swept._program._inputs[0])
+    info["pattern_s"] = time.perf_counter() - start
+    start = time.perf_counter()
+    swept.pattern._choose()
+    info["color_s"] = time.perf_counter() - start
+    info["trace_s"] -= info["pattern_s"] + info["color_s"]
+    return hessian, info
+
+
+def prepared(derivative: Any, x: NDArray[np.float64], derive: bool) -> Callable[[], object]:
+    """Return what prepares the recording of a sparse derivative anew, one way or the other."""
+    sparsity: Any = sys.modules["tapegrad.sparsity"]
+
+    def prepare() -> object:
+        with mock.patch.object(sparsity, "_may_derive", return_value=derive):
+            result = derivative._prepare(derivative._last, (x,), {})
+            return result if derive else result.pattern.compression
+
+    derivative(x)
+    prepare()
+    return prepare

@@ -176,9 +176,11 @@ STARTS: tuple[int, ...] = (
     266,
     270,
     276,
+    276,
     280,
     280,
     280,
+    286,
 )
 """By opcode: where its instructions start in `CODE`, and those of the next."""
 
@@ -463,6 +465,12 @@ CODE: tuple[tuple[int, int, int, int], ...] = (
     (17, 8, 0, 0),
     (136, 4, 0, 0),
     (17, 10, 0, 0),
+    (17, 1, 0, 0),
+    (11, 8, 3, 0),
+    (136, 4, 9, 0),
+    (17, 0, 0, 0),
+    (11, 11, 3, 0),
+    (136, 4, 12, 0),
 )
 """Opcode and slots of the operands of each instruction."""
 
@@ -613,8 +621,10 @@ RECEIVED: tuple[tuple[int, int, int], ...] = (
     (8, 9, 10),
     (9, 11, 4),
     (9, 11, 13),
+    (4, 4, 4),
     (9, 11, -1),
     (-1, -1, -1),
     (-1, -1, -1),
+    (10, 13, -1),
 )
 """By opcode and operand: the slot that is added to its adjoint, or -1."""

@@ -6,7 +6,7 @@ its weight (Remez's exchange, in 50 digits), of the lowest degree whose error is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,34 @@ from typing import Any
 import mpmath as mp
 
 OUTPUT = Path(__file__).parent / "coefficients.py"
-DOUBLE = 2.0**-58  # An error of at most 1/32 of the last place of a float64.
-SINGLE = 2.0**-29
+# Of the last place, which is 2**-53 or 2**-24 of a number just below 1, a twentieth or less.
+PRECISIONS = {"": 2.0**-57.8, "32": 2.0**-28.2}
 
 Function = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A polynomial p near `function` on [low, high] with |p - function| * weight below target."""
+    """A polynomial p near `function` on [low, high], |p - function| * weight below a small number.
+
+    That number is one of `PRECISIONS`, to the power `power`.
+    """
 
     name: str
     function: Function
     low: float
     high: float
     weight: Function
-    target: float
     doc: str
+    power: float = 1.0
+
+
+def evaluate(coefficients: Sequence[Any], x: Any) -> Any:
+    """Return the polynomial at x, by Horner's rule."""
+    total = mp.mpf(0)
+    for c in reversed(coefficients):
+        total = total * x + c
+    return total
 
 
 def remez(function: Function, low: Any, high: Any, degree: int, weight: Function) -> Any:
@@ -54,7 +65,7 @@ def remez(function: Function, low: Any, high: Any, degree: int, weight: Function
         ]
         solution = mp.lu_solve(mp.matrix(rows), mp.matrix([function(x) for x in points]))
         coefficients = list(solution)[:-1]
-        errors = [(mp.polyval(coefficients[::-1], x) - f) * w for x, f, w in table]
+        errors = [(evaluate(coefficients, x) - f) * w for x, f, w in table]
         points = _extrema(grid, errors, count)
         worst = max(abs(e) for e in errors)
         if worst <= abs(solution[degree + 1]) * mp.mpf("1.02"):
@@ -80,11 +91,11 @@ def _extrema(grid: list[Any], errors: list[Any], count: int) -> list[Any]:
     return [grid[i] for i in found[start : start + count]]
 
 
-def fit(wanted: Fit) -> tuple[list[float], float]:
+def fit(wanted: Fit, target: float) -> tuple[list[float], float]:
     """Return the coefficients of the lowest degree that reaches the target, and their error."""
-    for degree in range(1, 32):
+    for degree in range(32):
         coefficients, error = remez(wanted.function, wanted.low, wanted.high, degree, wanted.weight)
-        if error < wanted.target:
+        if error < target:
             return [float(c) for c in coefficients], float(error)
     raise ArithmeticError(f"{wanted.name}: no polynomial up to degree 31 reaches the target")
 
@@ -131,7 +142,6 @@ FITS = (
         off_zero(lambda r: (mp.exp(r) - 1 - r) / r**2),
         *(-HALF_LN2, 0.34669),
         lambda r: r**2 / mp.exp(r),
-        DOUBLE,
         "exp(r) = 1 + r + r**2 EXP_FIT(r)",
     ),
     Fit(
@@ -139,7 +149,6 @@ FITS = (
         off_zero(lambda r: (mp.mpf(2) ** r - 1 - r * mp.log(2)) / r**2),
         *(-0.5001, 0.50009),
         lambda r: r**2 / mp.mpf(2) ** r,
-        DOUBLE,
         "2**r = 1 + r log(2) + r**2 EXP2_FIT(r)",
     ),
     Fit(
@@ -147,7 +156,6 @@ FITS = (
         off_zero(lambda z: (mp.cosh(mp.sqrt(z)) - 1 - z / 2) / z**2),
         *(0.0, HALF_LN2**2),
         lambda z: z**2,
-        DOUBLE,
         "cosh(r) = 1 + z / 2 + z**2 COSH_FIT(z), z = r**2",
     ),
     Fit(
@@ -155,7 +163,6 @@ FITS = (
         off_zero(lambda z: (mp.sinh(mp.sqrt(z)) / mp.sqrt(z) - 1) / z),
         *(0.0, HALF_LN2**2),
         lambda z: z,
-        DOUBLE,
         "sinh(r) = r + r z SINH_FIT(z), z = r**2",
     ),
     Fit(
@@ -163,7 +170,6 @@ FITS = (
         off_zero(lambda z: _log_series(z) / z),
         *(0.0, ROOT_HALF),
         lambda z: z / 2,
-        DOUBLE,
         "log((1 + s) / (1 - s)) = 2 s + s z LOG_FIT(z), z = s**2",
     ),
     Fit(
@@ -171,7 +177,6 @@ FITS = (
         off_zero(lambda z: _log_series(z) / z),
         *(0.0, 0.1112),
         lambda z: z / 2,
-        DOUBLE,
         "the same up to z = 1/9, where the ratio is 2",
     ),
     Fit(
@@ -179,15 +184,14 @@ FITS = (
         off_zero(lambda z: (_log_series(z) / z - mp.mpf(2) / 3) / z),
         *(0.0, ROOT_HALF),
         lambda z: z**2 / 2,
-        2.0**-67,
         "log((1 + s) / (1 - s)) = 2 s + s z (2/3 + z LOG_FINE_FIT(z)), z = s**2",
+        7 / 6,
     ),
     Fit(
         "SIN_FIT",
         off_zero(lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z),
         *(0.0, 0.617),
         lambda z: z,
-        DOUBLE,
         "sin(r) = r + r z SIN_FIT(z), z = r**2",
     ),
     Fit(
@@ -195,7 +199,6 @@ FITS = (
         off_zero(lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z),
         *(0.0, 2.468),
         lambda z: z,
-        DOUBLE,
         "the same up to z = (pi / 2)**2",
     ),
     Fit(
@@ -203,7 +206,6 @@ FITS = (
         off_zero(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2),
         *(0.0, 0.617),
         lambda z: z**2,
-        DOUBLE,
         "cos(r) = 1 - z / 2 + z**2 COS_FIT(z), z = r**2",
     ),
     Fit(
@@ -211,7 +213,6 @@ FITS = (
         off_zero(lambda z: (mp.atan(mp.sqrt(z)) / mp.sqrt(z) - 1) / z),
         *(0.0, 0.1716),
         lambda z: z,
-        DOUBLE,
         "atan(t) = t + t z ATAN_FIT(z), z = t**2",
     ),
     Fit(
@@ -219,7 +220,6 @@ FITS = (
         off_zero(lambda z: (mp.asin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z),
         *(0.0, 0.25),
         lambda z: z,
-        DOUBLE,
         "asin(x) = x + x z ASIN_FIT(z), z = x**2",
     ),
     Fit(
@@ -227,7 +227,6 @@ FITS = (
         off_zero(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1),
         *(0.0, 1.0),
         lambda z: 1,
-        DOUBLE,
         "erf(x) = x + x ERF_FIT(z), z = x**2",
     ),
     Fit(
@@ -235,15 +234,14 @@ FITS = (
         lambda x: mp.log(mp.erfc(x)),
         *(1.0, 6.0),
         lambda x: mp.erfc(x),
-        2 * DOUBLE,
         "log(erfc(x)) = LOG_ERFC_FIT(x) for 1 <= x <= 6",
+        57 / 58,  # It adds to something larger.
     ),
     Fit(
         "ERFC_FIT",
         off_zero(lambda t: (_erfc_scaled(t) - _erfc_scaled(0)) / t),
         *(-1.0, 0.761),
         lambda t: abs(t),
-        DOUBLE,
         "(1 + 2 x) exp(x**2) erfc(x) = ERFC_MIDDLE + t ERFC_FIT(t), t of `verfc`",
     ),
     Fit(
@@ -251,48 +249,51 @@ FITS = (
         lambda m: mp.cbrt(m),
         *(1.0, 2.0),
         lambda m: 1,
-        2.0**-17,
         "cbrt(m) for 1 <= m <= 2, to be refined",
+        1 / 3,
     ),
 )
 
 
-def constants() -> dict[str, tuple[float, ...]]:
-    """Return numbers in several parts, the first ones short: `x - k * part` is exact."""
-    log2e = 1 / mp.log(2)
-    return {
-        "LN2_PARTS": parts(mp.log(2), 40),
-        "LOG2E_PARTS": parts(log2e, 26),
-        "LOG2E_PAIR": parts(log2e, 53),
-        "LOG10E_PARTS": parts(1 / mp.log(10), 26),
-        "LOG10_2_PARTS": parts(mp.log10(2), 40),
-        "HALF_PI_PARTS": parts(mp.pi / 2, 33, 33),
-        "HALF_PI_PAIR": parts(mp.pi / 2, 53),
-        "ERFC_MIDDLE": parts(_erfc_scaled(0), 53),
-        "TWO_THIRDS": parts(mp.mpf(2) / 3, 53),
-    }
+# Numbers in several parts, whose widths in bits are given for float64 and for float32: products of
+# the first ones with small integers, or with numbers as short, are exact.
+PARTS = (
+    ("LN2_PARTS", lambda: mp.log(2), (40,), (16,)),
+    ("LOG2E_PARTS", lambda: 1 / mp.log(2), (26,), (12,)),
+    ("LOG2E_PAIR", lambda: 1 / mp.log(2), (53,), (24,)),
+    ("LOG10E_PARTS", lambda: 1 / mp.log(10), (26,), (12,)),
+    ("LOG10_2_PARTS", lambda: mp.log10(2), (40,), (16,)),
+    ("HALF_PI_PARTS", lambda: mp.pi / 2, (33, 53), (13, 24)),
+    ("HALF_PI_PAIR", lambda: mp.pi / 2, (53,), (24,)),
+    ("ERFC_MIDDLE", lambda: _erfc_scaled(0), (53,), (24,)),
+    ("TWO_THIRDS", lambda: mp.mpf(2) / 3, (53,), (24,)),
+)
+
+
+def _tuple(name: str, values: Iterable[float]) -> list[str]:
+    return [f"{name} = (", *(f"    {value!r}," for value in values), ")"]
 
 
 def text() -> str:
     """Return the text of the module of coefficients."""
     mp.mp.dps = 70
     lines = [
-        '"""Coefficients of kernels/vector_functions.py.',
+        '"""Coefficients of kernels/vector_*.py: NAME for float64, and NAME32 for float32.',
         "",
         "Written by ``python -m tapegrad.kernels.fit_polynomials``; do not edit.",
         '"""',
         "",
         "# fmt: off",
     ]
-    lines += [f"{name} = ({', '.join(map(repr, values))})" for name, values in constants().items()]
+    for name, value, *widths in PARTS:
+        for suffix, width in zip(PRECISIONS, widths, strict=True):
+            lines += _tuple(name + suffix, parts(value(), *width))
     for wanted in FITS:
-        coefficients, error = fit(wanted)
-        lines += [
-            "",
-            f"# {wanted.doc}; error 2**{float(mp.log(error, 2)):.1f}.",
-            f"{wanted.name} = (",
-        ]
-        lines += [f"    {c!r}," for c in coefficients] + [")"]
+        lines += ["", f"# {wanted.doc}."]
+        for suffix, precision in PRECISIONS.items():
+            coefficients, error = fit(wanted, precision**wanted.power)
+            lines.append(f"# Error 2**{float(mp.log(error, 2)):.1f}.")
+            lines += _tuple(wanted.name + suffix, coefficients)
     return "\n".join([*lines, ""])
 
 

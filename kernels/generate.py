@@ -17,6 +17,7 @@ from tapegrad.kernels.emit import (
     numbering,
     opcodes,
     page,
+    partials,
     regions,
     rules,
     scalar,
@@ -35,6 +36,7 @@ def outputs() -> dict[Path, str]:
     return {
         KERNELS / "adjoints.py": adjoints.emit(TABLE, numbered),
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
+        KERNELS / "partials.py": partials.emit(TABLE),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
         KERNELS / "traced.py": traced.emit(TABLE),
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),

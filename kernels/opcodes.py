@@ -151,9 +151,11 @@ MULTIPLY_ADD = 142
 MULTIPLY_SUBTRACT = 143
 SUBTRACT_PRODUCT = 144
 MULTIPLY_THRICE = 145
-NEGATIVE_PRODUCT = 146
-NEGATIVE_PRODUCT_XK = 147
-NEGATIVE_PRODUCT_KX = 148
+ADD_THRICE = 146
+NEGATIVE_PRODUCT = 147
+NEGATIVE_PRODUCT_XK = 148
+NEGATIVE_PRODUCT_KX = 149
+EXP_NEGATIVE_PRODUCT = 150
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -305,9 +307,11 @@ NAMES: tuple[str, ...] = (
     "MULTIPLY_SUBTRACT",
     "SUBTRACT_PRODUCT",
     "MULTIPLY_THRICE",
+    "ADD_THRICE",
     "NEGATIVE_PRODUCT",
     "NEGATIVE_PRODUCT_XK",
     "NEGATIVE_PRODUCT_KX",
+    "EXP_NEGATIVE_PRODUCT",
 )
 """Names by opcode."""
 
@@ -458,9 +462,11 @@ ROW_OF: tuple[str, ...] = (
     "multiply_subtract",
     "subtract_product",
     "multiply_thrice",
+    "add_thrice",
     "negative_product",
     "negative_product",
     "negative_product",
+    "exp_negative_product",
 )
 """Row names by opcode."""
 
@@ -612,9 +618,11 @@ KINDS: tuple[int, ...] = (
     5,
     5,
     5,
+    5,
     2,
     3,
     4,
+    2,
 )
 """Kinds by opcode; 0 is structural."""
 
@@ -717,7 +725,9 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "multiply_subtract": (143, -1, -1),
     "subtract_product": (144, -1, -1),
     "multiply_thrice": (145, -1, -1),
-    "negative_product": (146, 147, 148),
+    "add_thrice": (146, -1, -1),
+    "negative_product": (147, 148, 149),
+    "exp_negative_product": (150, -1, -1),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -820,7 +830,9 @@ ARITY: dict[str, int] = {
     "multiply_subtract": 3,
     "subtract_product": 3,
     "multiply_thrice": 3,
+    "add_thrice": 3,
     "negative_product": 2,
+    "exp_negative_product": 2,
 }
 """Row to its number of operands."""
 

@@ -1,4 +1,8 @@
-"""Which inputs an output depends on, 64 outputs at a time, and the colouring of such patterns.
+"""Which inputs each cell depends on: one pass over the tape, sharing sets between cells.
+
+A set of inputs has a number, and cells with the same set share it.  Set 0 is empty.  A small set
+is a sorted list in a pool; a large one is a pair, the union of two others, which nobody writes out
+before it is asked for.  So a pass takes a bounded time for each cell, however much depends on what.
 
 Like the passes of `tapegrad.kernels.simplify`, these run as plain Python and are compiled by
 `tapegrad.kernels.cpu.patterns`.
@@ -9,124 +13,167 @@ Like the passes of `tapegrad.kernels.simplify`, these run as plain Python and ar
 
 from __future__ import annotations
 
-from tapegrad.kernels import opcodes
+LIMIT = 16
+"""Members of the largest set that is written out."""
 
-# Written out for the same reason as in `tapegrad.kernels.simplify`.
-INPUT, HOST, CONST, CARRY = 0, 2, 3, 4
-UNARY, TERNARY = 1, 5
-if (
-    *(opcodes.INPUT, opcodes.HOST, opcodes.CONST, opcodes.CARRY),
-    *(opcodes.UNARY, opcodes.TERNARY),
-) != (INPUT, HOST, CONST, CARRY, UNARY, TERNARY):
-    raise ImportError("kernels/patterns.py and kernels/opcodes.py number opcodes differently")
-
-CELLS, INDEXED, CONSTANT, PASSIVE = 0, 1, 2, 3
+# Of set s, size[s] > 0 members stand at members[start[s]:]; or it is the union of the sets start[s]
+# and -size[s], which were there before it.
 
 
-def masks_backward(op, a, b, kinds, flows, d, x, host_start, host_cells, mask, start, cell):
-    """Carry masks from results to operands; those of input cells remain, all others become zero.
+def unite(sets, x, y, z, first, stop, start, size, members, used):
+    """Give each cell from `first` to `stop` the union of the sets of three others.
 
     Parameters
     ----------
-    flows
-        By opcode: bit `j` says whether a derivative flows to operand `j`.
-    host_start, host_cells
-        The cells that host record `h` reads stand at ``host_cells`` from ``host_start[h]`` to
-        ``host_start[h + 1]``.
-    mask
-        By cell: one bit an output.
-    start, cell
-        The instruction after the last one to look at, and its first cell.
+    sets
+        By cell: the number of its set.
+    x, y, z
+        By cell: the three others.
+    used
+        How many sets, and how many places of `members`, are used; updated.
+
+    Returns
+    -------
+    int
+        `stop`, or the cell at which room ran out.
     """
-    for i in range(start - 1, -1, -1):
-        o = op[i]
-        kind = kinds[o]
-        if kind == 0:
-            if o == INPUT:
-                cell -= b[i]
+    ids = used[0]
+    filled = used[1]
+    for c in range(first, stop):
+        if ids + 2 > len(start) or filled + 4 * LIMIT > len(members):
+            stop = c
+            break
+        result = sets[x[c]]
+        for turn in range(2):
+            other = sets[y[c]] if turn == 0 else sets[z[c]]
+            if other == 0 or other == result:
                 continue
-            if o == CONST or o == CARRY:
-                cell -= 1
-                mask[cell] = 0
+            if result == 0:
+                result = other
                 continue
-            size = b[i]
-            cell -= size
-            if o == HOST:
-                every = mask[cell] if size > 0 else 0
-                for j in range(size):
-                    every |= mask[cell + j]
-                    mask[cell + j] = 0
-                if every != 0:
-                    for entry in range(host_start[a[i]], host_start[a[i] + 1]):
-                        mask[host_cells[entry]] |= every
-                continue
-            at = a[i]
-            row = d[at]
-            ndim = d[at + 1]
-            arity = 1 if kinds[row] == UNARY else (3 if kinds[row] == TERNARY else 2)
-            for lane in range(size):
-                m = mask[cell + lane]
-                if m == 0:
-                    continue
-                mask[cell + lane] = 0
-                for j in range(arity):
-                    place = at + (j + 1) * (2 + ndim)
-                    where = d[place]
-                    if where == CONSTANT or where == PASSIVE or (flows[row] >> j) & 1 == 0:
-                        continue
-                    target = d[place + 1]
-                    rest = lane
-                    for axis in range(ndim - 1, -1, -1):
-                        extent = d[at + 2 + axis]
-                        target += (rest % extent) * d[place + 2 + axis]
-                        rest //= extent
-                    if where == INDEXED:
-                        mask[x[target]] |= m
+            n = size[result]
+            m = size[other]
+            if n > 0 and m > 0:  # both are written out: merge them
+                i = start[result]
+                j = start[other]
+                i_stop = i + n
+                j_stop = j + m
+                k = filled
+                while i < i_stop or j < j_stop:
+                    if j == j_stop or (i < i_stop and members[i] < members[j]):
+                        members[k] = members[i]
+                        i += 1
                     else:
-                        mask[target] |= m
-            continue
-        cell -= 1
-        m = mask[cell]
+                        if i < i_stop and members[i] == members[j]:
+                            i += 1
+                        members[k] = members[j]
+                        j += 1
+                    k += 1
+                if k - filled == n:
+                    continue
+                if k - filled == m:
+                    result = other
+                    continue
+                if k - filled <= LIMIT:
+                    start[ids] = filled
+                    size[ids] = k - filled
+                    filled = k
+                    result = ids
+                    ids += 1
+                    continue
+            elif (n < 0 and (start[result] == other or -n == other)) or (
+                m < 0 and (start[other] == result or -m == result)
+            ):  # one is a half of the other
+                result = max(result, other)
+                continue
+            start[ids] = result
+            size[ids] = -other
+            result = ids
+            ids += 1
+        sets[c] = result
+    used[0] = ids
+    used[1] = filled
+    return stop
+
+
+def collect(wanted, first, start, size, members, seen, seen_input, stack, columns, row, used):
+    """Write out the members of the sets `wanted`, from number `first` on, one after another.
+
+    Parameters
+    ----------
+    seen, seen_input
+        By set, and by input: the last stamp; scratch.
+    stack
+        Scratch of one entry a set.
+    columns
+        The members found, unsorted.
+    row
+        By wanted set, and one more: where its members begin in `columns`.
+    used
+        The last stamp used, and how many sets may still be visited; updated.
+
+    Returns
+    -------
+    int
+        The number of wanted sets, or that of the set at which room or visits ran out.
+    """
+    stamp = used[0]
+    visits = used[1]
+    k = row[first]
+    done = first
+    while done < len(wanted) and visits > 0:
+        stamp += 1
+        top = 0
+        if wanted[done] != 0:
+            stack[0] = wanted[done]
+            top = 1
+        room = True
+        while top > 0 and room:
+            top -= 1
+            s = stack[top]
+            visits -= 1
+            if size[s] > 0:
+                for i in range(start[s], start[s] + size[s]):
+                    j = members[i]
+                    if seen_input[j] != stamp:
+                        if k == len(columns):
+                            room = False
+                            break
+                        seen_input[j] = stamp
+                        columns[k] = j
+                        k += 1
+                continue
+            for half in range(2):
+                part = start[s] if half == 0 else -size[s]
+                if seen[part] != stamp:
+                    seen[part] = stamp
+                    stack[top] = part
+                    top += 1
+        if not room:
+            break
+        done += 1
+        row[done] = k
+    used[0] = stamp
+    used[1] = visits
+    return done
+
+
+def spread(mask, count, start, size, members, found):
+    """Carry masks from `count` sets to the inputs in them; the masks of sets become zero.
+
+    Parameters
+    ----------
+    mask, found
+        By set, and by input: one bit an output.
+    """
+    for s in range(count - 1, 0, -1):
+        m = mask[s]
         if m == 0:
             continue
-        mask[cell] = 0
-        flow = flows[o]
-        if kind == TERNARY:  # x stands in the CARRY before, y and z here
-            if flow & 1:
-                mask[a[i - 1]] |= m
-            if flow & 2:
-                mask[a[i]] |= m
-            if flow & 4:
-                mask[b[i]] |= m
-            continue
-        if flow & 1:
-            mask[a[i]] |= m
-        if flow & 2:
-            mask[b[i]] |= m
-
-
-def color_greedily(row_start, row_columns, column_start, column_rows, colors, taken):
-    """Give columns that meet in no row the same colour; returns how many colours there are.
-
-    The columns of row `r` are ``row_columns[row_start[r]:row_start[r + 1]]``, and the rows of a
-    column likewise.  `taken` is scratch space of one entry a column, filled with -1.
-
-    Each column, in order, gets the lowest colour that no column before it has that meets it in a
-    row: the greedy partial distance-two colouring of Gebremedhin, Manne and Pothen, "What color is
-    your Jacobian?", SIAM Review 47 (2005), algorithm 3.2.
-    """
-    count = 0
-    for column in range(len(column_start) - 1):
-        for i in range(column_start[column], column_start[column + 1]):
-            r = column_rows[i]
-            for j in range(row_start[r], row_start[r + 1]):
-                other = row_columns[j]
-                if other < column:
-                    taken[colors[other]] = column
-        color = 0
-        while taken[color] == column:
-            color += 1
-        colors[column] = color
-        if color >= count:
-            count = color + 1
-    return count
+        mask[s] = 0
+        if size[s] > 0:
+            for i in range(start[s], start[s] + size[s]):
+                found[members[i]] |= m
+        else:
+            mask[start[s]] |= m
+            mask[-size[s]] |= m

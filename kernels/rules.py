@@ -1359,6 +1359,23 @@ def tangent_multiply_thrice(
     return from_x + from_y + from_z
 
 
+def forward_add_thrice(x: float, y: float, z: float) -> float:
+    return x + y + z
+
+
+def reverse_add_thrice(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+    return (w, w, w)
+
+
+def tangent_add_thrice(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = tx if tx else 0.0
+    from_y = ty if ty else 0.0
+    from_z = tz if tz else 0.0
+    return from_x + from_y + from_z
+
+
 def forward_negative_product(x: float, y: float) -> float:
     return -(x * y)
 
@@ -1370,6 +1387,20 @@ def reverse_negative_product(w: float, x: float, y: float, out: float) -> tuple[
 def tangent_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
     from_x = -(tx * y) if tx else 0.0
     from_y = -(ty * x) if ty else 0.0
+    return from_x + from_y
+
+
+def forward_exp_negative_product(x: float, y: float) -> float:
+    return exp(-(x * y))
+
+
+def reverse_exp_negative_product(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (w * (-y * out), w * (-x * out))
+
+
+def tangent_exp_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = tx * (-y * out) if tx else 0.0
+    from_y = ty * (-x * out) if ty else 0.0
     return from_x + from_y
 
 
@@ -1520,9 +1551,11 @@ FORWARD: tuple[Callable[..., float], ...] = (
     forward_multiply_subtract,
     forward_subtract_product,
     forward_multiply_thrice,
+    forward_add_thrice,
     forward_negative_product,
     forward_negative_product,
     forward_negative_product,
+    forward_exp_negative_product,
 )
 """By opcode: f(x, ...) gives the value."""
 
@@ -1673,9 +1706,11 @@ CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]], ...] = (
     reverse_multiply_subtract,
     reverse_subtract_product,
     reverse_multiply_thrice,
+    reverse_add_thrice,
     reverse_negative_product,
     reverse_negative_product,
     reverse_negative_product,
+    reverse_exp_negative_product,
 )
 """By opcode: f(w, x, ..., out) gives what each operand's adjoint receives."""
 
@@ -1826,8 +1861,10 @@ TANGENTS: tuple[Callable[..., float], ...] = (
     tangent_multiply_subtract,
     tangent_subtract_product,
     tangent_multiply_thrice,
+    tangent_add_thrice,
     tangent_negative_product,
     tangent_negative_product,
     tangent_negative_product,
+    tangent_exp_negative_product,
 )
 """By opcode: f(x, ..., out, tx, ...) gives the tangent of the value."""

@@ -44,7 +44,7 @@ def canonicalise(
     constant_input
         By import number: whether its values are part of the program.
     table
-        Hash table of instruction numbers plus one; zeros, its size a power of two above 2 n.
+        Hash table of instruction numbers plus one; zeros, its size a power of two above 1.5 n.
     to
         By cell: the cell that has its value; changed in place, at first the cell itself.
     constant
@@ -179,3 +179,37 @@ def remap(op, a, b, kinds, d, to):
         a[i] = to[a[i]]
         if kind == BINARY or kind == TERNARY:
             b[i] = to[b[i]]
+
+
+def sort_keys(op, a, b, first, kinds, levels, keys):
+    """Give each instruction a key to sort by: its level, and its opcode.
+
+    The level of an instruction is above those of its operands. A CARRY has the key of the ternary
+    instruction that follows it, so that a stable sort keeps them together.
+
+    Parameters
+    ----------
+    first
+        First cell of each instruction.
+    levels
+        By cell: zeros; filled in.
+    keys
+        By instruction; filled in. An INPUT has key 0.
+    """
+    for i in range(len(op)):
+        o = op[i]
+        kind = kinds[o]
+        if o == INPUT:
+            continue
+        level = 0
+        if kind != 0 or o == CARRY:
+            level = levels[a[i]]
+        if kind == BINARY or kind == TERNARY:
+            level = max(level, levels[b[i]])
+        if kind == TERNARY:
+            level = max(level, levels[first[i - 1]] - 1)
+            levels[first[i - 1]] = level + 1
+        levels[first[i]] = level + 1
+        keys[i] = (level + 1) * 256 + o
+        if kind == TERNARY:
+            keys[i - 1] = keys[i]

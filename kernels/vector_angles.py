@@ -1,4 +1,4 @@
-"""Trigonometric functions of vectors of float64: see vector_functions.py."""
+"""Trigonometric functions of vectors: see vector_functions.py."""
 
 from __future__ import annotations
 
@@ -25,70 +25,78 @@ from tapegrad.kernels.cpu.simd import (
     maximum,
     minimum,
     polynomial,
+    product_error,
     repair,
     select,
-    splat,
 )
 from tapegrad.kernels.vector_functions import ROUNDER, TINY, I, V, quotient, root_pair, two_sum
 
+SIGN = 63  # Where the bit of the sign is.
+SIGN32 = 31
 ANGLE_LIMIT = 1.0e6  # The multiples of pi / 2 below it have 20 bits.
+ANGLE_LIMIT32 = 3000.0  # Here they have 11.
+STEEPEST = 1e300  # Of a larger number the arctangent is as good as pi / 2.
+STEEPEST32 = 1e30
+# Powers of 2 that bring a reciprocal, and what rounding loses of a quotient, in range.
+QUOTIENT_LARGE, QUOTIENT_DOWN, QUOTIENT_UP = 2.0**400, 2.0**-30, 2.0**500
+QUOTIENT_LARGE32, QUOTIENT_DOWN32, QUOTIENT_UP32 = 2.0**40, 2.0**-10, 2.0**60
 
 
-def less_quarters(x: V, m: V) -> tuple[Any, V, V]:
-    """Return x - m pi / 2 as a sum of two, for an integer m below 2**20, and where it is too rough.
-
-    That is for large angles, and for those so near a multiple of pi / 2 that its digits run out.
-    """
-    a = fma(m, -HALF_PI_PARTS[0], x)  # Exact, and so is the next product.
+def less_quarters(x: V, m: V) -> tuple[V, V]:
+    """Return x - m pi / 2 as a sum of two, for an integer m of at most 20 bits, in float32 11."""
+    a = fma(m, -HALF_PI_PARTS[0], x)  # Exact.
     b = m * HALF_PI_PARTS[1]
     r, r_lo = two_sum(a, -b)
-    r_lo = fma(m, -HALF_PI_PARTS[2], r_lo)
+    r_lo = fma(m, -HALF_PI_PARTS[2], r_lo - product_error(m, HALF_PI_PARTS[1], b))
     h = r + r_lo
-    fine = (fabs(x) < ANGLE_LIMIT) & (fabs(h) >= fabs(m) * 2.0**-60)
-    return ~fine, h, (r - h) + r_lo
+    return h, (r - h) + r_lo
 
 
-def sine_and_cosine(x: V) -> tuple[Any, I, V, V, V, V]:
-    """Return n, and sine and cosine of x - n pi / 2, at most pi / 4, as sums, and where not."""
+def sine_and_cosine(x: V) -> tuple[I, V, V, V, V]:
+    """Return n, and sine and cosine of x - n pi / 2, at most pi / 4, as sums; |x| < a million."""
     t = fma(x, 0.6366197723675814, ROUNDER)
-    far, h, h_lo = less_quarters(x, t - ROUNDER)
+    h, h_lo = less_quarters(x, t - ROUNDER)
     z = h * h
     half = 0.5 * z
     w = 1.0 - half
     s_lo = fma(z * h, polynomial(z, SIN_FIT), fma(-half, h_lo, h_lo))
     c_lo = ((1.0 - w) - half) + fma(z * z, polynomial(z, COS_FIT), -(h * h_lo))
-    return far, bits(t), h, s_lo, w, c_lo
+    return bits(t), h, s_lo, w, c_lo
 
 
 def vsincos(x: V) -> tuple[V, V]:
     """Return sine and cosine."""
-    far, n, s, s_lo, c, c_lo = sine_and_cosine(x)
+    n, s, s_lo, c, c_lo = sine_and_cosine(x)
     s, c = s + s_lo, c + c_lo
     odd = (n & 1) != 0
-    sine = from_bits(bits(select(odd, c, s)) ^ ((n & 2) << 62))
-    cosine = from_bits(bits(select(odd, s, c)) ^ (((n + 1) & 2) << 62))
+    sine = from_bits(bits(select(odd, c, s)) ^ ((n & 2) << (SIGN - 1)))
+    cosine = from_bits(bits(select(odd, s, c)) ^ (((n + 1) & 2) << (SIGN - 1)))
     sine = select(fabs(x) < TINY, x, sine)
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         sine = repair(math.sin, far, x, sine)
         cosine = repair(math.cos, far, x, cosine)
     return sine, cosine
 
 
-def sine_beyond(x: V, m: V) -> tuple[Any, V]:
-    """Return the sine of x - m pi / 2, which is at most pi / 2, and where it is too rough."""
-    far, h, h_lo = less_quarters(x, m)
+def sine_beyond(x: V, m: V) -> V:
+    """Return the sine of x - m pi / 2, which is at most pi / 2; |x| < a million."""
+    h, h_lo = less_quarters(x, m)
     z = h * h
     c = fma(z, fma(z, 0.041666666666666664, -0.5), 1.0)  # The cosine, roughly.
-    return far, h + fma(z * h, polynomial(z, SIN_WIDE_FIT), h_lo * c)
+    # By how much rounding z changes z SIN(z), whose slope is about -0.135 where that counts.
+    slope = -0.135 * product_error(h, h, z)
+    return h + fma(z * h, polynomial(z, SIN_WIDE_FIT), fma(slope, h, h_lo * c))
 
 
 def vsin(x: V) -> V:
     """Return the sine."""
     t = fma(x, 0.3183098861837907, ROUNDER)
     n = t - ROUNDER
-    far, y = sine_beyond(x, n + n)
-    y = from_bits(bits(y) ^ (bits(t) << 63))
+    y = sine_beyond(x, n + n)
+    y = from_bits(bits(y) ^ (bits(t) << SIGN))
     y = select(fabs(x) < TINY, x, y)
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.sin, far, x, y)
     return y
@@ -98,8 +106,9 @@ def vcos(x: V) -> V:
     """Return the cosine, which is the sine of pi / 2 - x."""
     t = fma(x, 0.3183098861837907, 0.5) + ROUNDER
     n = t - ROUNDER
-    far, y = sine_beyond(x, (n + n) - 1.0)
-    y = from_bits(bits(y) ^ (bits(t) << 63))
+    y = sine_beyond(x, (n + n) - 1.0)
+    y = from_bits(bits(y) ^ (bits(t) << SIGN))
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.cos, far, x, y)
     return y
@@ -107,13 +116,14 @@ def vcos(x: V) -> V:
 
 def vtan(x: V) -> V:
     """Return the tangent."""
-    far, n, s, s_lo, c, c_lo = sine_and_cosine(x)
+    n, s, s_lo, c, c_lo = sine_and_cosine(x)
     odd = (n & 1) != 0
     below, below_lo = select(odd, s, c), select(odd, s_lo, c_lo)
     sum_ = below + below_lo
     below_lo = (below - sum_) + below_lo
     y, y_lo = quotient(select(odd, -c, s), select(odd, -c_lo, s_lo), sum_, below_lo)
     y = select(fabs(x) < TINY, x, y + y_lo)
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.tan, far, x, y)
     return y
@@ -148,8 +158,8 @@ def quotient_angle(a: V, b: V) -> tuple[V, V]:
 
 def varctan(x: V) -> V:
     """Return the inverse tangent."""
-    a = minimum(1e300, fabs(x))
-    h, h_lo = quotient_angle(a, splat(1.0))
+    a = minimum(STEEPEST, fabs(x))
+    h, h_lo = quotient_angle(a, 1.0)
     return simd.copysign(h + h_lo, x)
 
 
@@ -161,8 +171,7 @@ def varctan2(y: V, x: V) -> V:
     b = select(infinite, select(b == inf, 1.0, 0.0), b)
     larger = maximum(a, b)
     b = select(larger == 0.0, 1.0, b)
-    # Powers of 2 that keep the reciprocal, and what rounding loses, in range.
-    scale = select(larger > 2.0**400, 2.0**-30, 2.0**500)
+    scale = select(larger > QUOTIENT_LARGE, QUOTIENT_DOWN, QUOTIENT_UP)
     h, h_lo = quotient_angle(a * scale, b * scale)
     left = simd.copysign(1.0, x) < 0.0
     far = HALF_PI_PAIR[0] * 2.0 - h

@@ -6,10 +6,12 @@
 array([0.        , 1.38177329])
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 # `functions` and `view` register NumPy's functions, and what results are made of.
 from . import functions, special, view
 from .array import Array
-from .checking import GradientCheck, check_gradients
 from .checkpoint import checkpoint
 from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros
 from .custom import custom_jvp, custom_vjp
@@ -29,16 +31,19 @@ from .errors import (
     ThreadError,
 )
 from .execute import executor
-from .files import load
 from .function import function
 from .higher import hessian, hvp, jvp, linearize
-from .loops import LoopPlan, checkpoint_loop
 from .program import Program
 from .program import record_program as record
 from .progress import progress
-from .sparsity import sparse_jacobian
 from .threads import get_num_threads, set_num_threads
 from .vmap import vmap
+
+if _TYPE_CHECKING:
+    from .checking import GradientCheck, check_gradients
+    from .files import load
+    from .loops import LoopPlan, checkpoint_loop
+    from .sparsity import sparse_hessian, sparse_jacobian
 
 __version__ = "0.1.0.dev0"
 
@@ -84,6 +89,7 @@ __all__ = [
     "progress",
     "record",
     "set_num_threads",
+    "sparse_hessian",
     "sparse_jacobian",
     "special",
     "stop_gradient",
@@ -92,3 +98,27 @@ __all__ = [
     "vmap",
     "zeros",
 ]
+
+# Modules that not every script needs are loaded when it asks for one of these.
+_LATER = {
+    "GradientCheck": "checking",
+    "LoopPlan": "loops",
+    "check_gradients": "checking",
+    "checkpoint_loop": "loops",
+    "load": "files",
+    "sparse_hessian": "sparsity",
+    "sparse_jacobian": "sparsity",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -330,22 +330,25 @@ class FixedColumn:
 
 
 class CompactArena:
-    """Copies of the code and values of a finished tape, in ordinary arrays of just their size."""
+    """Copies of the code and values of a finished tape, in ordinary arrays of just their size.
+
+    The columns may be handed in as integers of any kind.
+    """
 
     __slots__ = ("a", "b", "op", "v")
 
     def __init__(self, op: AnyArray, a: AnyArray, b: AnyArray, v: AnyArray) -> None:
-        self.op = FixedColumn(_copied(op, STAGGER["op"]))
-        self.a = FixedColumn(_copied(a, STAGGER["a"]))
-        self.b = FixedColumn(_copied(b, STAGGER["b"]))
-        self.v = FixedColumn(_copied(v, STAGGER["v"]))
+        self.op = FixedColumn(_copied(op, np.uint8, STAGGER["op"]))
+        self.a = FixedColumn(_copied(a, np.uint32, STAGGER["a"]))
+        self.b = FixedColumn(_copied(b, np.uint32, STAGGER["b"]))
+        self.v = FixedColumn(_copied(v, np.float64, STAGGER["v"]))
 
     def give_back(self, n_instructions: int, n_cells: int) -> None:
         """Do nothing: ordinary arrays free themselves."""
 
 
-def _copied(array: AnyArray, shift: int) -> AnyArray:
-    copy = zeros(array.size, array.dtype, shift)
+def _copied(array: AnyArray, dtype: Any, shift: int) -> AnyArray:
+    copy = zeros(array.size, np.dtype(dtype), shift)
     copy[:] = array
     return copy
 

@@ -27,10 +27,10 @@ from .samples import Samples
 MEMORY = 64 << 20
 """Bytes that a batch may use for itself, besides its arguments and results, by default."""
 
-CHUNK = 1 << 17
-"""Samples of a chunk, at most: between two chunks Ctrl-C is noticed and the bar moves."""
+CHUNK_WORK = 1 << 27
+"""Samples times instructions of a chunk: between two of them Ctrl-C is noticed, the bar moves."""
 
-_LEAST = 1 << 10  # and at least, whatever the memory
+_MOST, _LEAST = 1 << 20, 1 << 10  # samples of a chunk, whatever the work and the memory
 _DERIVED_CELLS = 1 << 20  # outputs times instructions, beyond which no Jacobian is recorded
 
 
@@ -186,8 +186,8 @@ class Batch:
                 bytes_ += 8 * part[:1].size
         for shape, dtype in zip(lanes.shapes, lanes.dtypes, strict=True):
             bytes_ += 8 * int(np.prod(shape)) * (dtype != np.float64 or self._out is not None)
-        size = max(self.memory // bytes_, _LEAST) if bytes_ else CHUNK
-        return max(min(size, CHUNK) // _LEAST * _LEAST, 1)
+        size = min(CHUNK_WORK // lanes.instructions, self.memory // max(bytes_, 1), _MOST)
+        return max(size // _LEAST, 1) * _LEAST
 
     # -- one chunk ---------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class Decisions:
         self._starts: list[int] = []  # of each decision on values in `_cells`
         self._numbers: list[int] = []  # and which one of `all` it is
         self._calls: list[Call] = []
+        self._looks: _Looks | None = None
 
     def __len__(self) -> int:
         return len(self.all)
@@ -95,6 +96,7 @@ class Decisions:
             assert isinstance(x, TrackedArray)
             assert x.storage.tape is not None
             cells = cells_of(x.storage.tape, x).ravel().astype(np.uint32)
+        self._looks = None
         self._starts.append(self._cells.extend(cells))
         self._expected.extend(np.asarray(values, np.float64).ravel())
         self._numbers.append(len(self.all))
@@ -112,6 +114,7 @@ class Decisions:
     def adopt(self, other: Decisions, to: np.ndarray[Any, Any]) -> None:
         """Note the decisions of a program that becomes part of this one, `to` saying where."""
         before = len(self.all)
+        self._looks = None
         start = self._cells.extend(to[other._cells.array()].astype(np.uint32))
         self._expected.extend(other._expected.array())
         self._starts += [start + place for place in other._starts]
@@ -183,7 +186,7 @@ class Decisions:
         """Follow the cells of a tape that was simplified."""
         renamed = Pool(np.uint32)
         renamed.extend(to[self._cells.array()].astype(np.uint32))
-        self._cells = renamed
+        self._cells, self._looks = renamed, None
         for call in self._calls:
             call.rename(to)
 
@@ -258,22 +261,32 @@ class Decisions:
         new._expected.extend(expected)
         return new
 
+    def _prepare(self) -> _Looks:
+        lines: dict[Any, int] = {}
+        sites = [
+            lines.setdefault((self.all[i].file, self.all[i].line), len(lines))
+            for i in self._numbers
+        ]
+        cells, expected = self._cells.array(), self._expected.array()
+        counts = np.diff([*self._starts, cells.size])
+        return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
+
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
         if not self.all:
             return None
         found: tuple[int, Outcome] | None = None
-        expected, actual = self._expected.array(), v[self._cells.array()]
-        same = actual == expected
-        if not same.all():
-            same |= np.isnan(actual) & np.isnan(expected)
-            if not same.all():
-                i = bisect_right(self._starts, int(np.argmin(same))) - 1
-                stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
-                number = self._numbers[i]
-                recorded = np.asarray(self.all[number].outcome)
-                answer = actual[self._starts[i] : stop].reshape(recorded.shape)
-                found = number, answer.astype(recorded.dtype)[()]
+        if self._looks is None:
+            self._looks = self._prepare()
+        place = self._looks.first_changed(v)
+        if place is not None:
+            i = bisect_right(self._starts, place) - 1
+            actual = self._looks.actual
+            stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
+            number = self._numbers[i]
+            recorded = np.asarray(self.all[number].outcome)
+            answer = actual[self._starts[i] : stop].reshape(recorded.shape)
+            found = number, answer.astype(recorded.dtype)[()]
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
@@ -284,6 +297,70 @@ class Decisions:
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
+
+
+_FEW = 4096  # numbers that are compared sooner by their bytes
+_RUN = 256  # decisions of one line, in evenly spaced cells, that are compared without an index
+
+
+class _Looks:
+    """All values that decisions looked at, ready to be compared at once.
+
+    A loop decides the same way again and again, by cells that are evenly spaced: these are read
+    from where they are.  The others are gathered.
+
+    Parameters
+    ----------
+    cells, expected : ndarray
+        The cells looked at, and the values that were there.
+    sites : ndarray of int
+        For each of them, which line of code looked.
+    """
+
+    __slots__ = ("_bytes", "_cells", "_expected", "_gathered", "_runs", "_values", "actual")
+
+    def __init__(
+        self, cells: np.ndarray[Any, Any], expected: Floats, sites: np.ndarray[Any, Any]
+    ) -> None:
+        self._cells = cells.astype(np.intp)  # which `take` would make of others each time
+        self._expected = expected
+        self.actual = np.empty(expected.size)  # what the last replay had there, where it differs
+        self._runs: list[tuple[slice, float]] = []
+        rest = np.ones(cells.size, bool)
+        if cells.size > _RUN:
+            order = np.argsort(sites, kind="stable")
+            for places in np.split(order, np.flatnonzero(np.diff(sites[order])) + 1):
+                self._find_run(places, rest)
+        self._gathered = self._cells[rest]
+        self._values = np.empty(self._gathered.size)
+        given = expected[rest]
+        self._bytes = given.tobytes() if given.size <= _FEW else None
+
+    def _find_run(self, places: np.ndarray[Any, Any], rest: np.ndarray[Any, Any]) -> None:
+        """Find evenly spaced cells, with one value in all of them, at the end of `places`."""
+        steps, values = np.diff(self._cells[places]), self._expected[places]
+        if not steps.size:
+            return
+        breaks = np.flatnonzero((steps != steps[-1]) | (values[:-1] != values[-1]))
+        places = places[breaks[-1] + 1 if breaks.size else 0 :]
+        if places.size > _RUN and steps[-1] > 0:
+            first, last = self._cells[places[0]], self._cells[places[-1]]
+            run = slice(int(first), int(last) + 1, int(steps[-1]))
+            self._runs.append((run, float(values[-1])))
+            rest[places] = False
+
+    def first_changed(self, v: Floats) -> int | None:
+        """Return the place of the first value that differs; nan is as good as nan."""
+        v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
+        gathered = self._bytes is not None and self._values.tobytes() == self._bytes
+        if gathered and not any([(v[run] != value).any() for run, value in self._runs]):
+            return None
+        v.take(self._cells, out=self.actual, mode="clip")
+        same = self.actual == self._expected
+        if same.all():
+            return None
+        same |= np.isnan(self.actual) & np.isnan(self._expected)
+        return None if same.all() else int(np.argmin(same))
 
 
 class Call:

@@ -106,9 +106,10 @@ def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats
             for cells, rows in seeds:
                 if not rows.size:
                     continue
-                if isinstance(cells, (int, np.integer)):
-                    stop = int(cells) + len(rows)
-                    g[int(cells) : stop] += rows
+                first = _first_of_run(cells)
+                if first is not None:
+                    stop = first + len(rows)
+                    g[first:stop] += rows
                 else:
                     i, j = np.nonzero(rows)  # of a flat array, `add.at` is much faster
                     np.add.at(g.reshape(-1), cells.astype(np.int64)[i] * m + j, rows[i, j])
@@ -126,6 +127,16 @@ def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats
             return found
         finally:
             give_back_adjoints(column, clean)
+
+
+def _first_of_run(cells: Any) -> int | None:
+    """Return the first of cells that are consecutive, None for others."""
+    if isinstance(cells, (int, np.integer)):
+        return int(cells)
+    first = int(cells[0])
+    if int(cells[-1]) - first != len(cells) - 1 or (np.diff(cells.astype(np.int64)) != 1).any():
+        return None
+    return first
 
 
 def _reverse(tape: Tape, g: Floats, top: int) -> None:
@@ -153,6 +164,9 @@ def _reverse(tape: Tape, g: Floats, top: int) -> None:
 
 def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> None:
     """Turn the adjoints of a structural operation into its operands'."""
+    if _is_matrix_times_vector(call):
+        _product_adjoints(call, v, g, g[cell : cell + size])
+        return
     rows = g[cell : cell + size].copy()
     g[cell : cell + size] = 0.0
     live = np.flatnonzero(rows.any(axis=0))
@@ -180,6 +194,49 @@ def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> Non
             for x, cotangent in zip(call.operands, cotangents, strict=True):
                 if x.constant is None:
                     _accumulate(x, g, [j], cotangent[None])
+
+
+def _is_matrix_times_vector(call: Any) -> bool:
+    """Whether this is the product of a constant matrix and a vector on a run of cells."""
+    if type(call) is not HostCall or call.row.name != "matmul":
+        return False
+    matrix, vector = call.operands
+    w = vector.window
+    return (
+        matrix.constant is not None
+        and matrix.constant.ndim == 2
+        and w is not None
+        and w.ndim == 1
+        and bool(w.is_contiguous)
+    )
+
+
+def _product_adjoints(call: HostCall, v: Floats, g: Floats, rows: Floats) -> None:
+    """Do the same for a constant matrix times a vector: layers of networks, linear models.
+
+    All directions together are one product of matrices, which needs no copies.
+    """
+    matrix, w = call.operands[0].constant, call.operands[1].window
+    assert w is not None
+    target = g[w.offset : w.offset + w.size]
+    if _is_diagonal(rows):  # the first step of a Jacobian of a layer
+        target += matrix.T * rows.diagonal()
+    else:
+        # Where nothing flows, an infinite element of the matrix does not make it nan.
+        with np.errstate(all="ignore"):
+            product = matrix.T @ rows
+        dead = ~rows.any(axis=0)
+        if dead.any():
+            product[:, dead] = 0.0
+        target += product
+    rows[...] = 0.0
+
+
+def _is_diagonal(rows: Floats) -> bool:
+    n, m = rows.shape
+    if n != m or n < 2 or rows[0, -1] != 0.0 or rows[-1, 0] != 0.0:
+        return False
+    return bool(np.count_nonzero(rows) == np.count_nonzero(rows.diagonal()))
 
 
 def _accumulate(x: HostOperand, g: Floats, directions: Any, cotangents: Floats) -> None:

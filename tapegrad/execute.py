@@ -33,7 +33,7 @@ from .plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .threads import run_addresses
 
 if TYPE_CHECKING:
-    from .rolled import Rolled
+    from .rolled import ReadySweeps, Rolled
     from .storage import Floats
     from .tape import Import, Tape
 
@@ -63,7 +63,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "vector")
+FAMILIES = ("scalar", "lanes", "regions", "vector", "derive")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -93,6 +93,11 @@ def compiles(family: str, work: int) -> bool:
     return kernels(family, work) is _compiled
 
 
+def is_loaded(family: str) -> bool:
+    """Whether the compiled kernels of a family are there already."""
+    return _loaded[family]
+
+
 def load(family: str) -> None:
     """Load the compiled kernels of one of the `FAMILIES`, compiling where needed."""
     if _loaded[family]:
@@ -106,9 +111,9 @@ def load(family: str) -> None:
             module.compile_all()
             if family == "regions":
                 importlib.import_module(".kernels.cpu.planning", __package__)
-            else:
-                setattr(_compiled, f"{family}_forward", module.forward)
-                setattr(_compiled, f"{family}_reverse", module.reverse)
+            for sweep in ("forward", "reverse"):
+                if hasattr(module, sweep):  # what runs regions or derives programs sweeps nothing
+                    setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))
             _loaded[family] = True
         finally:
             notice.cancel()
@@ -152,7 +157,19 @@ def evaluate(tape: Tape) -> None:
         if tape.sparse is not None:  # a sweep by regions kept what it needed: now the others, too
             tape.sparse, tape.done, tape.done_cell = None, 0, 0
         if tape.done < tape.n:
-            _timed(tape, _forward, tape)
+            ready = ready_sweeps(tape)
+            if ready is not None and tape.done == 0:
+                ready.forward()
+                tape.done, tape.done_cell = tape.n, tape.flushed_cell
+            else:
+                _timed(tape, _forward, tape)
+
+
+def ready_sweeps(tape: Tape) -> ReadySweeps | None:
+    """Return the sweeps of a program that are ready to be made, if they are to be used."""
+    if tape.replays is None or watching.sweeps is not None:
+        return None
+    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
 
 
 class _Watching(threading.local):
@@ -176,7 +193,7 @@ def _counted(tape: Tape, sweep: Callable[..., None], *args: Any) -> None:
     else:
         start = time.perf_counter()
         sweep(*args)
-        tape.replays.spend(tape, time.perf_counter() - start)
+        tape.replays.seconds += time.perf_counter() - start
 
 
 def _loops(tape: Tape) -> Rolled | None:
@@ -331,6 +348,20 @@ def gradient(
         results.take(tape.imports[number].size) if touched else None
         for number, touched in zip(plan.own, plan.touched, strict=True)
     ]
+    with watching.sweeps or nullcontext():
+        _sweep_by_plan(tape, plan, g, own, seeds, fresh)
+    return _collect(tape, plan, g, own)
+
+
+def _sweep_by_plan(
+    tape: Tape,
+    plan: Plan,
+    g: Floats,
+    own: list[Floats | None],
+    seeds: list[tuple[Any, Floats]],
+    fresh: bool,
+) -> None:
+    """Run a plan forward, if its values are not known yet, and backward."""
     table = _addresses(tape, plan, g, own)
     steps = plan.steps
     last = plan.fused if plan.fused >= 0 else len(steps)
@@ -348,9 +379,10 @@ def gradient(
         for step in steps[last + 1 :]:
             _step_forward(tape, step, table)
         tape.done, tape.done_cell, tape.sparse = tape.n, tape.flushed_cell, plan
-    for step in reversed(steps[:last]):
-        _step_backward(tape, step, table, g, own)
-    return _collect(tape, plan, g, own)
+    for i in range(last - 1, -1, -1):
+        _step_backward(tape, steps[i], table, g, own)
+        if watching.sweeps:
+            watching.sweeps.moved("backward", last - i, last)
 
 
 def _reach(cells: Any, size: int) -> tuple[int, int]:

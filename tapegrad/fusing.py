@@ -4,8 +4,8 @@ Results are the same to the bit: a rewriting is made only where the rounded numb
 of zeros, are those of the instructions that it replaces.
 
 Signs are taken along as far as they go: ``(-a) * b`` is ``-(a * b)``, and ``c + -(a * b)`` a
-difference. Then products that only one other instruction uses become a part of it, by the rows of
-`tapegrad.ops.fused`.
+difference. Then products and sums that only one other instruction uses become a part of it, by the
+rows of `tapegrad.ops.fused`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _OPCODES = {
     for name in (
         *("add", "subtract", "multiply", "divide", "negative", "positive", "conjugate"),
         *("stop_gradient", "square", "absolute", "fabs", "multiply_add", "multiply_subtract"),
-        *("subtract_product", "multiply_thrice", "negative_product"),
+        *("subtract_product", "multiply_thrice", "add_thrice", "negative_product"),
+        *("exp", "exp_negative_product"),
     )
 }
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = (
@@ -28,6 +29,15 @@ _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = (
 _NEGATIVE = _OPCODES["negative"]
 _COPIES = frozenset(_OPCODES[name] for name in ("positive", "conjugate", "stop_gradient"))
 _EVEN = frozenset(_OPCODES[name] for name in ("square", "absolute", "fabs"))
+
+# What an instruction becomes with an operand of its own, by its row and the operand's.
+_JOINS = {
+    _ADD: ((_MULTIPLY, "multiply_add"), (_ADD, "add_thrice")),
+    _SUBTRACT: ((_MULTIPLY, "subtract_product"),),  # or, on the left, multiply_subtract
+    _MULTIPLY: ((_MULTIPLY, "multiply_thrice"),),
+    _NEGATIVE: ((_MULTIPLY, "negative_product"),),
+    _OPCODES["exp"]: ((_OPCODES["negative_product"], "exp_negative_product"),),
+}
 
 Instruction = list[int]  # opcode, then the values of the operands
 
@@ -114,18 +124,23 @@ class Fusing:
     # -- two in one --------------------------------------------------------------------------------
 
     def _fuse(self) -> None:
-        """Let products that are used once be computed where they are used."""
+        """Let products and sums that are used once be computed where they are used."""
         uses = self._uses()
         for instruction in self.code:
             op, *operands = instruction
-            if op not in (_ADD, _SUBTRACT, _MULTIPLY, _NEGATIVE):
-                continue
-            for position, value in enumerate(operands):
-                if value < 0 or uses[value] != 1 or self.code[value][0] != _MULTIPLY:
+            for inner, row in _JOINS.get(op, ()):
+                found = [
+                    i
+                    for i, value in enumerate(operands)
+                    if value >= 0 and uses[value] == 1 and self.code[value][0] == inner
+                ]
+                if not found:
                     continue
-                others = operands[:position] + operands[position + 1 :]
-                row = _joined(op, position)
-                instruction[:] = [_OPCODES[row], *self.code[value][1:], *others]
+                i = found[-1]
+                others = operands[:i] + operands[i + 1 :]
+                if op == _SUBTRACT and i == 0:
+                    row = "multiply_subtract"
+                instruction[:] = [_OPCODES[row], *self.code[operands[i]][1:], *others]
                 break
 
     def _uses(self) -> list[int]:
@@ -140,12 +155,3 @@ class Fusing:
                     if value >= 0:
                         uses[value] += 1
         return uses
-
-
-def _joined(op: int, position: int) -> str:
-    """Return the row that an instruction becomes, whose operand at `position` is a product."""
-    if op == _ADD:
-        return "multiply_add"
-    if op == _SUBTRACT:
-        return "subtract_product" if position else "multiply_subtract"
-    return "multiply_thrice" if op == _MULTIPLY else "negative_product"

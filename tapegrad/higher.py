@@ -95,7 +95,7 @@ def _plain(part: Any) -> Any:
     return float_for_no_axes(np.array(part))
 
 
-def hvp(f: Function, argnums: int = 0) -> Function:
+def hvp(f: Function, argnums: int = 0, has_aux: bool = False) -> Function:
     """Return a function that multiplies the Hessian of `f` by a vector.
 
     The Hessian is never formed: one product costs a few evaluations of `f`.
@@ -106,6 +106,8 @@ def hvp(f: Function, argnums: int = 0) -> Function:
         Returns a single number computed with NumPy from its arguments.
     argnums : int, optional
         Which positional argument to differentiate with respect to.
+    has_aux : bool, optional
+        Whether `f` returns ``(number, aux)``; the result is then ``(product, aux)``.
 
     Returns
     -------
@@ -124,7 +126,7 @@ def hvp(f: Function, argnums: int = 0) -> Function:
             f"tg.hvp differentiates with respect to one argument: argnums={argnums!r} is no "
             f"integer; gather the arguments in a tuple{at_caller()}"
         )
-    gradient = derivatives.grad(f, argnums)
+    gradient = derivatives.grad(f, argnums, has_aux)
 
     @derivatives._like(f, "hvp")
     def product(*args: Any, **kwargs: Any) -> Any:
@@ -139,13 +141,13 @@ def hvp(f: Function, argnums: int = 0) -> Function:
         def gradient_of(x: Any) -> Any:
             return gradient(*point[:at], x, *point[at + 1 :], **kwargs)
 
-        _, pull = derivatives._vjp(gradient_of, (point[at],))
-        return pull(v)[0]
+        _, pull, *aux = derivatives._vjp(gradient_of, (point[at],), has_aux)
+        return (pull(v)[0], *aux) if has_aux else pull(v)[0]
 
     return product
 
 
-def linearize(f: Function, *primals: Any) -> tuple[Any, Function]:
+def linearize(f: Function, *primals: Any, has_aux: bool = False) -> Any:
     """Compute `f` and return its derivative there, as a linear function.
 
     Parameters
@@ -154,6 +156,8 @@ def linearize(f: Function, *primals: Any) -> tuple[Any, Function]:
         Any function of `primals`; it may return a structure of arrays.
     *primals
         The point.
+    has_aux : bool, optional
+        Whether `f` returns ``(output, aux)``.
 
     Returns
     -------
@@ -161,6 +165,7 @@ def linearize(f: Function, *primals: Any) -> tuple[Any, Function]:
     push : callable
         ``push(*tangents)``, of the structure and shapes of `primals`, gives the tangent of the
         output.  It can be called any number of times, and does not run `f` again.
+    aux : only with `has_aux`
 
     Notes
     -----
@@ -176,7 +181,7 @@ def linearize(f: Function, *primals: Any) -> tuple[Any, Function]:
     >>> push(np.array([1.0, 0.0])), push(np.array([0.0, 10.0]))
     (array([2., 0.]), array([ 0., 40.]))
     """
-    value, pull = derivatives._vjp(f, primals, again=True)
+    value, pull, *aux = derivatives._vjp(f, primals, has_aux, again=True)
     _, push = derivatives._vjp(pull, (trees.map(_zero, value),))
 
     def tangent(*tangents: Any) -> Any:
@@ -187,7 +192,7 @@ def linearize(f: Function, *primals: Any) -> tuple[Any, Function]:
             )
         return push(tangents)[0]
 
-    return value, tangent
+    return (value, tangent, *aux)
 
 
 def _zero(x: Any) -> Any:
@@ -199,7 +204,7 @@ def _dtype(x: Any) -> Any:
     return recording.dtype_of(x) if isinstance(x, Tracked) else np.asarray(x).dtype
 
 
-def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
     """Compute `f` and its derivative in one direction.
 
     Parameters
@@ -210,11 +215,14 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
         The arguments of `f`.
     tangents : sequence
         The direction: for each argument, a tangent of its structure and shapes.
+    has_aux : bool, optional
+        Whether `f` returns ``(output, aux)``.
 
     Returns
     -------
     value : the output of `f`
     tangent : its derivative in the direction, in the structure of the output
+    aux : only with `has_aux`
 
     Examples
     --------
@@ -227,8 +235,8 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
             "tg.jvp takes the arguments and their tangents as two tuples, as in "
             f"tg.jvp(f, (x,), (v,)){at_caller()}"
         )
-    value, push = linearize(f, *primals)
-    return value, push(*tangents)
+    value, push, *aux = linearize(f, *primals, has_aux=has_aux)
+    return (value, push(*tangents), *aux)
 
 
 __all__ = ["hessian", "hvp", "jvp", "linearize"]

@@ -73,23 +73,28 @@ class Lanes:
         self.constants = [output.constant if output.cells is None else None for output in outputs]
         known = [(i, place) for i, place in enumerate(program.inputs) if place is not None]
         self.numbers = [i for i, _ in known]
-        self._places = [(place.cell, place.size) for _, place in known]
         self.input_shapes = [place.shape for _, place in known]
         self.cells, self.expected = program.decisions.looks()
         self.decided = bool(self.cells.size)
         self._results = _Layouts(self._region(looks=False), self.input_shapes)
         self._looks: _Layouts | None = None
 
+    @property
+    def instructions(self) -> int:
+        """How many instructions a sample takes, one at least."""
+        return self._results.instructions + 1
+
     def _region(self, looks: bool) -> Region:
         """Return the region for one sample: with results, or with what decisions look at."""
         build = RegionBuilder((1,))
         program = self.program
-        values = Unrolled(
-            program.tape, self._places, lambda i, j: build.input(i, (0,), offset=j), build
-        )
-        buffer = len(self._places)
+        # Asked now, for cells have other numbers once a program was compiled.
+        places = [(known.cell, known.size) for known in program.inputs if known is not None]
+        values = Unrolled(program.tape, places, lambda i, j: build.input(i, (0,), offset=j), build)
+        buffer = len(places)
         if looks:
-            found = [values.value(cell) for cell in self.cells.tolist()]
+            cells, _ = program.decisions.looks()  # their numbers may have changed since
+            found = [values.value(cell) for cell in cells.tolist()]
         else:
             cells = [o.flat_cells().tolist() for o in program.outputs if o.cells is not None]
             found = [values.value(cell) for part in cells for cell in part]
@@ -150,7 +155,7 @@ class Lanes:
             agreement = np.empty(m)
             buffers.append(agreement)
             strides.append(1)
-        if buffers[len(self._places) :]:
+        if buffers[len(self.input_shapes) :]:
             run_chunk(self.region(m, layout, strides), buffers)
         for target, flat in kept:
             target[...] = flat.reshape(target.shape)
@@ -186,7 +191,8 @@ class Lanes:
         which : ndarray of int
         """
         if self._looks is None:
-            self._looks = _Layouts(self._region(looks=True), self.input_shapes)
+            with self.program.lock:
+                self._looks = _Layouts(self._region(looks=True), self.input_shapes)
         buffers, layout = self._inputs(arguments, mapped)
         columns = np.empty((self.cells.size, m))
         region = self._looks.of(m, layout, [1] * len(columns))
@@ -232,6 +238,11 @@ class _Layouts:
         self._one = one
         self._shapes = shapes
         self._known: OrderedDict[Any, Region] = OrderedDict()
+
+    @property
+    def instructions(self) -> int:
+        """Number of instructions."""
+        return len(self._one.code)
 
     def of(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
         """Return the region for `m` samples.

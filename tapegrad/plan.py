@@ -256,7 +256,7 @@ class Plan:
             self._own, self._in_arena, ADD, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS,
             value, code, inputs, outputs, table, constants, adjoint_of, adjoint_in, counts,
         )  # fmt: skip
-        m, n_in, n_out, n_constants = counts.tolist()
+        _m, _n_in, n_out, _n_constants = counts.tolist()
         if n_out == 0:
             return None
         if step is not None:

@@ -54,6 +54,13 @@ class Input:
         else:
             v[self.cell : self.cell + self.size] = self.check(value).ravel()
 
+    def take(self, g: Floats) -> Any:
+        """Return the input's adjoint as a number, or as an array that the caller owns."""
+        if not self.shape and self.dtype == FLOAT64:
+            return g.item(self.cell)
+        values = g[self.cell : self.cell + self.size].reshape(self.shape)
+        return np.array(values, self.dtype)[()] if not self.shape else np.array(values, self.dtype)
+
 
 class Output:
     """One number or array of the result: its cells, or a constant."""
@@ -73,6 +80,14 @@ class Output:
             value = value.value  # type: ignore[attr-defined]
         self.constant = own(value)
 
+    @classmethod
+    def on_cells(cls, cells: Any, shape: tuple[int, ...], dtype: Any) -> Output:
+        """Return the output that is in given cells: the first of a run, or an array of them."""
+        output = cls.__new__(cls)
+        output.cells, output.constant = cells, None
+        output.shape, output.dtype, output.size = shape, np.dtype(dtype), prod(shape)
+        return output
+
     def flat_cells(self) -> Any:
         """Return its cells, flat."""
         if isinstance(self.cells, (int, np.integer)):
@@ -87,6 +102,13 @@ class Output:
             first = int(to[np.ravel(self.cells)[0]]) if self.size else 0
             return recording.run(tape, first, self.shape, self.dtype)
         return on_cells(tape, to[self.cells].reshape(self.shape), self.dtype)
+
+    def seed(self, cotangent: Any, g: Floats) -> None:
+        """Add a cotangent (flat, or a number) to the adjoints of its cells."""
+        if isinstance(self.cells, (int, np.integer)):
+            g[self.cells : self.cells + self.size] += cotangent
+        elif self.cells is not None:
+            np.add.at(g, self.cells, cotangent)
 
     def read(self, v: Floats) -> Any:
         """Return the output's value, owned by the caller."""

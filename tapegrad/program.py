@@ -1,43 +1,34 @@
-"""`Program`: a finished recording with inputs and outputs, which runs again without Python."""
+"""`Program`: a recorded function, which runs again without Python, and its derivatives.
+
+How it is recorded and swept is in `tapegrad.recorded`.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import backward, derivatives, directions, execute, higher, trees
-from .adjoint import pinned
-from .arena import give_back_adjoints, take_adjoints
+from . import backward, derivatives, directions, higher, trees
 from .call import (
     Function,
-    as_real,
-    check_function,
     check_seed,
-    cotangent_like,
     float_for_no_axes,
     positions_of,
 )
-from .captured import Captured, Promoted, choose, operands, variables
-from .decisions import Decisions
+from .captured import Captured, Promoted, choose
 from .errors import at_caller
-from .layout import index_runs
-from .ports import Input, Output, argument_name, example, gathered, is_input, own, same_static
-from .rolled import Replays
-from .simplify import simplify
-from .splice import Template, run_of
-from .storage import Floats, Tracked
-from .tape import Recording, Tape, recorder
+from .ports import own
+from .recorded import Recorded, any_tracked
 
 if TYPE_CHECKING:
     from .batches import Map
 
 
-class Program:
+class Program(Recorded):
     """A recorded function: it runs again, forward and backward, without running Python code.
 
     Make one with `tapegrad.record`.  A program runs the way through the code that was recorded;
@@ -49,78 +40,6 @@ class Program:
         Arrays and numbers that the function took from elsewhere than its arguments.
     """
 
-    def __init__(self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_function(f)
-        self._name = getattr(f, "__name__", "function")
-        self.lock = threading.RLock()
-        self.decisions = Decisions()
-        self._recording = Recording(self.decisions)
-        self._gradients: dict[Any, Program] = {}
-        self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
-        self._template: Template | None = None
-        self.lanes: dict[Any, Any] = {}  # `tapegrad.lanes.Lanes` or None, by what they compute
-        found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
-        leaves = [example(leaf) for leaf in found]
-        self._count = len(args)
-        names = [argument_name(path) for path in trees.paths(self._tree)]
-        # Arguments without structure of their own need no taking apart at each call.
-        self._flat = not kwargs and all(part.is_leaf for part in self._tree.children[0].children)
-        self._inputs: list[Input | None] = []  # None where the argument is part of the program
-        self._static: list[Any] = leaves
-        outer = recorder.enter(recording=self._recording)
-        try:
-            values = []
-            for leaf, name in zip(leaves, names, strict=True):
-                known = Input(as_real(leaf, name), name) if is_input(leaf) else None
-                self._inputs.append(known)
-                values.append(leaf if known is None else known.track())
-            positional, named = trees.unflatten(self._tree, values)
-            output = f(*positional, **named)
-            found, self._out_tree = trees.flatten(output)
-            self._outputs = [Output(value) for value in found]
-            self.tape = recorder.tape
-        except BaseException:
-            recorder.leave(outer)
-            self._recording.release()
-            raise
-        recorder.leave(outer)
-        execute.evaluate(self.tape)
-        self._simplify()
-        self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
-        self._function: Function | None = f
-        self.captured = variables(f) + operands(self._recording.captured)
-
-    def __repr__(self) -> str:
-        return f"Program({self._name}: {self.tape.n} instructions, {len(self.decisions)} decisions)"
-
-    def __len__(self) -> int:
-        """Return the number of instructions."""
-        return self.tape.n
-
-    @classmethod
-    def from_parts(
-        cls,
-        name: str,
-        recording: Recording,
-        tape: Tape,
-        arguments: tuple[trees.TreeDef, int, list[Input | None], list[Any]],
-        results: tuple[trees.TreeDef, list[Output]],
-        captured: list[Captured],
-    ) -> Program:
-        """Return the program that a file describes; see `tapegrad.load`."""
-        program = cls.__new__(cls)
-        program._name, program.lock, program.captured = name, threading.RLock(), captured
-        program._recording, program.decisions = recording, recording.decisions
-        program.tape = tape
-        program._gradients, program._template, program._function = {}, None, None
-        program._chosen, program.lanes = {}, {}
-        program._tree, program._count, program._inputs, program._static = arguments
-        program._out_tree, program._outputs = results
-        program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
-        positional, named = program._tree.children
-        program._flat = not named.keys and all(child.is_leaf for child in positional.children)
-        return program
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to a file, which `tapegrad.load` reads anywhere.
 
@@ -131,16 +50,19 @@ class Program:
         Raises
         ------
         TypeError
-            If a part of the program is run by Python code (custom rules, checkpoints, decisions by
-            functions such as ``np.argmax``), or a constant is no number, text or array.
+            If a part of the program is run by Python code (custom rules, checkpoints), or a
+            constant is no number, text or array.
         """
         from .files import save  # with the first file
 
         save(self, path)
 
-    def check_captured(self) -> list[Captured]:
-        """Return what was captured and has changed since: the program still uses the old values."""
-        return [item for item in self.captured if item.changed]
+    def __reduce__(self) -> Any:
+        # What a file would hold: pickles go to other processes, and hold no code either.
+        from .files import from_bytes, to_bytes
+
+        classes = {*trees.classes(self._tree), *trees.classes(self._out_tree)}
+        return from_bytes, (to_bytes(self), tuple(classes), self.tape.flushed_cell)
 
     def promote(self, *what: str | Captured) -> Program:
         """Return a program that takes captured variables as arguments, after the others.
@@ -179,30 +101,6 @@ class Program:
         values = [own(item._snapshot)[()] for item in items]
         return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
-    # -- running ---------------------------------------------------------------------------------
-
-    def compile(self) -> Program:
-        """Compile the loops of the program now, and return it.
-
-        Nothing else needs compiling.  By itself a program does this once its sweeps have taken
-        about as long as it takes, a second: after that a scalar loop runs as fast as compiled code.
-
-        Examples
-        --------
-        >>> import tapegrad as tg
-        >>> def f(x):
-        ...     for _ in range(1000):
-        ...         x = x - 0.001 * x * x
-        ...     return x
-        >>> program = tg.record(f, 1.0).compile()
-        >>> program.value_and_grad(1.0) == tg.value_and_grad(f)(1.0)
-        True
-        """
-        with self.lock:
-            assert self.tape.replays is not None
-            self.tape.replays.compile(self.tape)
-        return self
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for other arguments of the same structure, shapes and dtypes.
 
@@ -217,7 +115,7 @@ class Program:
             If the arguments do not fit those that the program was recorded for.
         """
         leaves = self._leaves(args, kwargs)
-        if _any_tracked(leaves):
+        if any_tracked(leaves):
             return trees.unflatten(self._out_tree, self._splice(leaves))
         with self.lock:
             self._run(leaves)
@@ -234,21 +132,18 @@ class Program:
         (5.0, array([2., 4.]))
         """
         leaves = self._leaves(args, kwargs)
-        if _any_tracked(leaves):
+        if any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            # Without decisions to check, the backward sweep computes what it needs as it goes.
-            self._run(leaves, evaluate=len(self.decisions) > 0)
+            self._run(leaves)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            totals = self._reverse([(output, np.ones(1))])
-            if output.cells is not None and not execute.has_values(self.tape, output.cells, 1):
-                execute.evaluate(self.tape)
-            return self._read(), self._pick(self._cotangents(totals), argnums)
+            found = self._reverse([(output, 1.0)])
+            return self._read(), self._pick(found, argnums)
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.
@@ -277,10 +172,14 @@ class Program:
         with self.lock:
             derived = self._gradients.get(key)
             if derived is None:
+                from .gradients import gradient_program  # which needs this module
+
+                derived = gradient_program(self, argnums)
+            if derived is None:
                 args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
-                derived._name, derived._function = f"gradient of {self._name}", None
-                self._gradients[key] = derived
+            derived._name, derived._function = f"gradient of {self._name}", None
+            self._gradients[key] = derived
         return derived
 
     def vjp(self, *args: Any, **kwargs: Any) -> Any:
@@ -294,7 +193,7 @@ class Program:
 
         def pull(cotangent: Any) -> tuple[Any, ...]:
             parts = trees.flatten_like(self._out_tree, cotangent, trees.is_numeric_list)
-            if _any_tracked(leaves) or _any_tracked(parts):
+            if any_tracked(leaves) or any_tracked(parts):
                 picked: tuple[Any, ...] = self._tracked_vjp(leaves, cotangent)
                 return picked
             with self.lock:
@@ -303,8 +202,8 @@ class Program:
                     (output, backward.check_cotangent(part, output.shape).ravel())
                     for output, part in zip(self._outputs, parts, strict=True)
                 ]
-                totals = self._reverse(seeds)
-            picked = self._pick(self._cotangents(totals), range(self._count))
+                found = self._reverse(seeds)
+            picked = self._pick(found, range(self._count))
             return picked
 
         return value, pull
@@ -341,7 +240,7 @@ class Program:
             )
         leaves = self._leaves(tuple(primals), kwargs)
         seeds = self._tangents(tuple(tangents))
-        plain = not _any_tracked(leaves) and not _any_tracked(seeds)
+        plain = not any_tracked(leaves) and not any_tracked(seeds)
         if not plain or not directions.carries_tangents(self.tape, self._recording):
             return self._tracked_jvp(leaves, seeds)
         columns = {
@@ -378,7 +277,7 @@ class Program:
         derivatives.check_mode(mode)
         leaves = self._leaves(args, kwargs)
         self._check_argnums(argnums)
-        if _any_tracked(leaves):
+        if any_tracked(leaves):
             return self._tracked_jacobian(leaves, argnums)
         with self.lock:
             self._run(leaves)
@@ -505,24 +404,6 @@ class Program:
 
     # -- on tracked values -----------------------------------------------------------------------
 
-    def _splice(self, leaves: Sequence[Any]) -> list[Any]:
-        """Append the program to the current tape; return its outputs there."""
-        if len(self.decisions):
-            with self.lock:
-                self._run([example(leaf) for leaf in leaves])
-        tape = recorder.current()
-        with self.lock, pinned(tape):
-            if self._template is None:
-                places = [(known.cell, known.size) for known in self._inputs if known is not None]
-                self._template = Template(self.tape, places)
-            values = self._checked(leaves)
-            to = self._template.append(tape, [run_of(tape, x) for x in values if x is not None])
-        recording = tape.recording
-        if recording is not None and recording.decisions is not None:
-            recording.decisions.adopt(self.decisions, to)
-            recording.captured += self.captured
-        return [output.track(tape, to) for output in self._outputs]
-
     def _of_inputs(self, leaves: Sequence[Any], numbers: Sequence[int]) -> Function:
         """Return the program as a function of some of its inputs, the others given."""
 
@@ -567,211 +448,6 @@ class Program:
             values[i] = value
         return values
 
-    # -- inside ----------------------------------------------------------------------------------
-
-    def _simplify(self) -> None:
-        """Take dead, repeated and constant instructions off the tape."""
-        inputs = [known for known in self._inputs if known is not None]
-        outputs = [output for output in self._outputs if output.cells is not None and output.size]
-        index_runs(self.tape, outputs, self.decisions.operands())
-        needed = [np.atleast_1d(output.cells).ravel() for output in outputs]
-        needed.append(self.decisions.cells())
-        renamed = simplify(
-            self.tape, [known.leaf for known in inputs], np.concatenate(needed).astype(np.int64)
-        )
-        if renamed is None:
-            return
-        for known in inputs:
-            known.cell = int(renamed[known.cell]) if known.size else 0
-        for output in outputs:
-            run = isinstance(output.cells, (int, np.integer))
-            output.cells = int(renamed[output.cells]) if run else renamed[output.cells]
-        self.decisions.rename(renamed)
-
-    @property
-    def function(self) -> Function | None:
-        """What was recorded; None for a program that was loaded, or derived from another."""
-        return self._function
-
-    @property
-    def inputs(self) -> Sequence[Input | None]:
-        """The inputs, and None for each argument that is a part of the program."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[Output]:
-        """The parts of the result."""
-        return self._outputs
-
-    @property
-    def out_tree(self) -> trees.TreeDef:
-        """The structure of the result."""
-        return self._out_tree
-
-    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return arguments that take the way of this program."""
-        args, kwargs = trees.unflatten(
-            self._tree,
-            [
-                static if known is None else known.leaf.value
-                for known, static in zip(self._inputs, self._static, strict=True)
-            ],
-        )
-        return tuple(args), kwargs
-
-    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise unless the arguments are of the structure and the shapes that were recorded."""
-        self._checked(self._leaves(args, kwargs))
-
-    def array_input(self, argnum: int) -> Input:
-        """Return the input that a positional argument is, which must be one array or number."""
-        position = positions_of(argnum, self._count)[0]
-        values = trees.unflatten(self._tree, list(range(len(self._inputs))))[0][position]
-        known = self._inputs[values] if isinstance(values, int) else None
-        if known is None:
-            raise TypeError(
-                f"argument {position} is not one array of floats, and has no matrix of "
-                f"derivatives{at_caller()}"
-            )
-        return known
-
-    def array_output(self) -> Any:
-        """Return the cells of the output, which must be one array, as a flat ndarray."""
-        output = self._single_output("a matrix of derivatives")
-        if output.cells is None:
-            raise TypeError(f"the output does not depend on the arguments{at_caller()}")
-        return output.flat_cells()
-
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Run the program for its arguments, under its lock, and check its decisions."""
-        self._run(self._leaves(args, kwargs))
-
-    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
-        """Return the parts of the arguments, in the order of `_inputs`."""
-        if len(args) != self._count:
-            raise TypeError(
-                f"the program was recorded for {self._count} positional arguments, and got "
-                f"{len(args)}{at_caller()}"
-            )
-        if kwargs or not self._flat:
-            return trees.flatten_like(self._tree, (args, kwargs), trees.is_numeric_list)
-        return [gathered(arg) for arg in args]
-
-    def _checked(self, leaves: Sequence[Any]) -> list[Any]:
-        """Return the values of the inputs, None for other parts; all of them must fit."""
-        self._check_static(leaves)
-        return [
-            None if known is None else known.check(leaf)
-            for leaf, known in zip(leaves, self._inputs, strict=True)
-        ]
-
-    def _check_static(self, leaves: Sequence[Any]) -> None:
-        """Raise unless the arguments that are no inputs are what they were."""
-        for leaf, static, known in zip(leaves, self._static, self._inputs, strict=True):
-            if known is None and not same_static(leaf, static):
-                raise ValueError(
-                    f"an argument that is part of the program was {static!r} when it was "
-                    f"recorded, and is {leaf!r} now: record again, or let tg.function do it; only "
-                    f"floats and arrays of floats are inputs{at_caller()}"
-                )
-
-    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
-        tape = self.tape
-        v = tape.arena.v.array
-        self._check_static(leaves)
-        for known, leaf in zip(self._inputs, leaves, strict=True):
-            if known is not None:
-                known.put(leaf, v)
-        tape.done, tape.done_cell, tape.sparse = 0, 0, None
-        if not evaluate:
-            return
-        execute.evaluate(tape)
-        changed = self.decisions.check(v)
-        if changed is not None:
-            number, outcome = changed
-            error = self.decisions.all[number].changed(outcome)
-            error.number = number
-            raise error
-
-    def _read(self) -> Any:
-        v = self.tape.arena.v.array
-        return trees.unflatten(self._out_tree, [output.read(v) for output in self._outputs])
-
-    def _single_output(self, what: str) -> Output:
-        if len(self._outputs) != 1:
-            raise TypeError(
-                f"{what} needs a program that returns one array or number, and this one returns "
-                f"{len(self._outputs)}; use vjp{at_caller()}"
-            )
-        return self._outputs[0]
-
-    def _reverse(self, seeds: list[tuple[Output, Any]]) -> dict[int, Floats]:
-        """Sweep backward from outputs with their cotangents; return adjoints by leaf."""
-        tape = self.tape
-        column = take_adjoints(tape.flushed_cell)
-        g = column.array
-        clean = False
-        try:
-            for output, cotangent in seeds:
-                if isinstance(output.cells, (int, np.integer)):
-                    g[output.cells : output.cells + output.size] += cotangent
-                elif output.cells is not None:
-                    np.add.at(g, output.cells, cotangent)
-            execute.reverse(tape, g, tape.flushed_cell, loops=True)
-            totals = {
-                id(known.leaf): g[known.cell : known.cell + known.size].copy()
-                for known in self._inputs
-                if known is not None
-            }
-            for entry in tape.imports:
-                g[entry.cell : entry.cell + entry.size] = 0.0
-            clean = True
-            return totals
-        finally:
-            give_back_adjoints(column, clean)
-
-    def _cotangents(self, totals: dict[int, Floats]) -> list[Any]:
-        """Return the cotangent of each input, None for other parts."""
-        return [
-            None if known is None else cotangent_like(totals.get(id(known.leaf)), known.leaf.value)
-            for known in self._inputs
-        ]
-
-    def _pick(self, values: list[Any], argnums: Any) -> Any:
-        """Return what belongs to the chosen arguments, in their structure."""
-        positional = values if self._flat else trees.unflatten(self._tree, values)[0]
-        single = isinstance(argnums, (int, np.integer))
-        chosen = self._check_argnums(argnums)
-        return positional[chosen[0]] if single else tuple([positional[i] for i in chosen])
-
-    def _check_argnums(self, argnums: Any) -> list[int]:
-        """Return the positions of the chosen arguments; one that is chosen alone is an input."""
-        key = argnums if isinstance(argnums, (int, tuple)) else None
-        known = None if isinstance(argnums, bool) else self._chosen.get(key)
-        if known is not None:
-            return known
-        single = isinstance(argnums, (int, np.integer))
-        chosen = positions_of(int(argnums) if single else list(argnums), self._count)
-        if single and not self._numbers_at(chosen[0]):
-            raise TypeError(
-                f"argument {chosen[0]} is a part of the program, not an input: only floats and "
-                f"arrays of floats have derivatives{at_caller()}"
-            )
-        if key is not None:
-            self._chosen[key] = chosen
-        return chosen
-
-    def _numbers_at(self, position: int) -> list[int]:
-        """Return which inputs are in a positional argument."""
-        children = self._tree.children[0].children
-        first = sum([child.n_leaves for child in children[:position]])
-        inside = range(first, first + children[position].n_leaves)
-        return [i for i in inside if self._inputs[i] is not None]
-
-    def _numbers(self, argnums: Any) -> list[int]:
-        """Return which inputs are in the chosen arguments."""
-        return [i for position in self._check_argnums(argnums) for i in self._numbers_at(position)]
-
     def _tangents(self, tangents: tuple[Any, ...]) -> list[Any]:
         """Return the tangent of each input, or None, for tangents of the arguments."""
         if len(tangents) != self._count:
@@ -792,35 +468,6 @@ class Program:
             elif part is not None:
                 parts[i] = check_seed(part, known.shape)
         return parts
-
-    def _output_cells(self) -> Any:
-        """Return the cells of all outputs that are no constants, one after the other."""
-        return np.concatenate(
-            [np.zeros(0, np.int64), *[o.flat_cells() for o in self._outputs if o.cells is not None]]
-        )
-
-    def _spans(self) -> list[tuple[slice | None, Output]]:
-        """Return which of `_output_cells` are whose."""
-        spans: list[tuple[slice | None, Output]] = []
-        at = 0
-        for output in self._outputs:
-            if output.cells is None:
-                spans.append((None, output))
-            else:
-                spans.append((slice(at, at + output.size), output))
-                at += output.size
-        return spans
-
-    def _rows(self, flat: Any) -> list[tuple[Output, Any]]:
-        """Split numbers, one a cell of `_output_cells`, among the outputs; constants have zeros."""
-        return [
-            (output, np.zeros(output.size) if rows is None else flat[rows].copy())
-            for rows, output in self._spans()
-        ]
-
-
-def _any_tracked(leaves: Sequence[Any]) -> bool:
-    return any([isinstance(leaf, Tracked) for leaf in leaves])
 
 
 def _is_whole(x: Any) -> bool:

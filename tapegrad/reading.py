@@ -56,7 +56,7 @@ def read_program(
     return Program.from_parts(
         name=_field(header, "program", str),
         recording=recording,
-        tape=_finished(code, imports, v, recording),
+        tape=finished(code, imports, v, recording),
         arguments=(tree, count, inputs, static),
         results=(out_tree, outputs),
         captured=[_read_captured(file, part) for part in _field(header, "captured", list)],
@@ -299,9 +299,7 @@ def _read_output(file: _File, data: Any, first: Array) -> Output:
     dtype = data.get("dtype")
     if dtype not in ("float64", "float32", "int64", "bool"):
         raise TapeFormatError("an output is of no dtype that results have")
-    output, size = Output.__new__(Output), prod(shape)
-    output.constant, output.shape, output.dtype = None, shape, np.dtype(dtype)
-    output.size = size
+    output, size = Output.on_cells(None, shape, dtype), prod(shape)
     if "cells" in data:
         output.cells = file.array(data["cells"], "uint32", "an output")
         check_cells(output.cells, cells, "an output")
@@ -322,7 +320,7 @@ def _read_captured(file: _File, data: Any) -> Captured:
     return Captured(_field(data, "name", str), lambda: value, _field(data, "file", str), line)
 
 
-def _finished(code: Code, imports: list[Import], v: Array, recording: Recording) -> Tape:
+def finished(code: Code, imports: list[Import], v: Array, recording: Recording) -> Tape:
     """Return a tape that has been recorded already; its values are computed when somebody looks."""
     tape = Tape(recorder.owner, recording=recording)
     tape._arena = CompactArena(code.op, code.a, code.b, v)

@@ -11,20 +11,23 @@ import functools
 import importlib
 import threading
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arena import STAGGER, zeros
 from .kernels.opcodes import BINARY, CARRY, CONST, HOST, KINDS, LANES, TERNARY, UNARY
-from .rerolling import Loop, find_loops
 from .storage import Floats
 
 if TYPE_CHECKING:
+    from .rerolling import Loop
     from .tape import Tape
 
 SECONDS = 1.0
 """Time spent in sweeps of a program after which its loops are compiled: about what that takes."""
+
+READY_CELLS = 1 << 17
+"""Cells of the largest tape whose sweeps are kept as calls: a microsecond matters there."""
 
 SLICE = 2_000_000  # instructions between two looks at Ctrl-C
 
@@ -45,15 +48,18 @@ class Replays:
     ----------
     rolled : Rolled or None
         The loops, once they are compiled.
+    ready : ReadySweeps or None
+        The sweeps as calls, ready to be made, of a small tape.
     """
 
-    __slots__ = ("_is_output", "rolled", "seconds")
+    __slots__ = ("_is_output", "ready", "rolled", "seconds")
 
     def __init__(self, cells: int, outputs: Any) -> None:
         self._is_output = np.zeros(cells, np.bool_)
         self._is_output[outputs] = True
         self.seconds = 0.0
         self.rolled: Rolled | None = None
+        self.ready: ReadySweeps | None = None
 
     def start_from(self, cells: Any, size: int) -> bool:
         """Whether a reverse sweep may start from these cells, or from a run of `size` cells."""
@@ -61,11 +67,10 @@ class Replays:
             return bool(self._is_output[cells : cells + size].all())
         return bool(self._is_output[cells].all())
 
-    def spend(self, tape: Tape, seconds: float) -> None:
-        """Note how long a sweep took, and compile the loops when it has paid for that."""
-        self.seconds += seconds
-        if self.seconds > SECONDS and self.rolled is None:
-            self.compile(tape)
+    @property
+    def due(self) -> bool:
+        """Whether sweeps have taken as long as compiling does."""
+        return self.rolled is None and self.seconds > SECONDS
 
     def compile(self, tape: Tape) -> None:
         """Find the loops of the tape and compile them."""
@@ -73,6 +78,8 @@ class Replays:
             arena, n = tape.arena, tape.n
             op, a, b = (column.array[:n] for column in (arena.op, arena.a, arena.b))
             self.rolled = Rolled(op, a, b, np.flatnonzero(self._is_output))
+            if tape.flushed_cell <= READY_CELLS and not np.isin(op, (LANES, HOST)).any():
+                self.ready = ReadySweeps(tape, self.rolled)
 
 
 class Rolled:
@@ -89,6 +96,8 @@ class Rolled:
     def __init__(self, op: Any, a: Any, b: Any, outputs: Any) -> None:
         sizes = np.where(op < CONST, b, 1).astype(np.int64)
         first = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+        from .rerolling import find_loops  # with the first program that is replayed for long
+
         loops = [_cut(loop, op) for loop in find_loops(op, a, b)]
         self.bodies = [_Body(loop, op, a, b, first) for loop in loops]
         used = _used_outside(loops, op, a, b, first, outputs)
@@ -120,6 +129,52 @@ class Rolled:
         """Return where the last loop before `position` stops, `end` if there is none after it."""
         i = bisect_left(self._stops, position) - 1
         return max(end, self._stops[i]) if i >= 0 else end
+
+
+class ReadySweeps:
+    """The sweeps of a small tape of scalar instructions: nothing is left to be decided.
+
+    Attributes
+    ----------
+    g : ndarray of float64
+        Adjoints by cell; all zero between sweeps.
+    """
+
+    __slots__ = ("_forward", "_reverse", "g")
+
+    def __init__(self, tape: Tape, loops: Rolled) -> None:
+        scalar = importlib.import_module(".kernels.cpu.scalar", __package__)
+        arena, k = tape.arena, tape.k.array()
+        op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
+        self.g = zeros(tape.flushed_cell, np.dtype(np.float64), STAGGER["g"])
+        self._forward: list[Any] = []
+        self._reverse: list[Any] = []
+        cells = np.where(op < CONST, b, 1)
+        position = cell = 0
+        while position < tape.n:
+            body = loops.starting_at(position)
+            stop = loops.next_start(position, tape.n) if body is None else body.stop
+            next_cell = cell + int(cells[position:stop].sum())
+            if body is None:
+                ahead = position, stop, cell
+                back = self.g, stop, position, next_cell, False
+                self._forward.append(functools.partial(scalar.forward, op, a, b, k, v, *ahead))
+                self._reverse.append(functools.partial(scalar.reverse, op, a, b, k, v, *back))
+            else:
+                self._forward.append(functools.partial(body.forward, k, v))
+                self._reverse.append(functools.partial(body.reverse, k, v, self.g))
+            position, cell = stop, next_cell
+        self._reverse.reverse()
+
+    def forward(self) -> None:
+        """Compute all values."""
+        for call in self._forward:
+            call()
+
+    def reverse(self) -> None:
+        """Propagate the adjoints that stand in `g`; those of inputs remain there."""
+        for call in self._reverse:
+            call()
 
 
 class _Body:
@@ -241,8 +296,8 @@ def _cut(loop: Loop, op: Any) -> Loop:
     ternary instruction stays with the CARRY before it.
     """
     if KINDS[op[loop.start]] == TERNARY:
-        loop = replace(loop, start=loop.start + 1, count=loop.count - 1)
-    return replace(loop, count=loop.count - 1)
+        loop = type(loop)(loop.start + 1, loop.period, loop.count - 1)
+    return type(loop)(loop.start, loop.period, loop.count - 1)
 
 
 def _used_outside(loops: list[Loop], op: Any, a: Any, b: Any, first: Any, outputs: Any) -> Any:

@@ -60,7 +60,7 @@ def simplify(
     # Repeated and constant instructions.
     leaves = {id(leaf) for leaf in inputs}
     constant_input = np.array([id(e.leaf) not in leaves for e in tape.imports] + [True], np.uint8)
-    table = np.zeros(1 << (2 * n).bit_length(), np.int64)
+    table = np.zeros(1 << (n + n // 2).bit_length(), np.int32 if n < 1 << 30 else np.int64)
     to = np.arange(cells, dtype=np.int64)
     folded = np.empty(n)
     n_k = len(tape.k)
@@ -108,7 +108,7 @@ def simplify(
         call.operands = [moved_operand(place, moved) for place in places]
     for entry in tape.imports:
         entry.cell = int(moved[entry.cell]) if entry.size else 0
-    values = v[keep[owner]].copy()
+    values = v[keep[owner]]
     _install(tape, op, a, b, values, d, x, folded[:count])
     renamed: np.ndarray[Any, Any] = moved[to]
     return renamed
@@ -171,7 +171,7 @@ def _install(
     """Put the new columns, values and pools in the place of the old ones."""
     old = tape.arena
     used, cells = tape.n, tape.flushed_cell
-    tape._arena = CompactArena(op, a.astype(np.uint32), b.astype(np.uint32), values)
+    tape._arena = CompactArena(op, a, b, values)
     old.give_back(used, cells)
     k = tape.k.array()
     tape.k = Pool(np.float64)

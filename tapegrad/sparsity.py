@@ -1,197 +1,349 @@
-"""Sparse Jacobians: their exact structure, a colouring of it, and a few directions instead of many.
+"""Sparse Jacobians and Hessians, as SciPy's CSR arrays with a fixed structure.
 
-A pattern is found on the tape by sweeping sets of outputs backward, 64 at a time as bits of a word.
-Columns (or rows) that never meet in a row (column) share a colour, and one sweep in the sum of
-their directions gives them all.
+The function is recorded once for each way through its code, and each recording prepared once.
+There are two ways to do that.  Most code is turned into a program of its own that computes the
+nonzeros one by one (`tapegrad.derive`).  Where that is not possible, or would be too long, the
+recording is swept in a few directions that give all nonzeros together: the structure is found first
+(`tapegrad.patterns`), and then coloured (`tapegrad.coloring`).
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import directions
-from .errors import at_caller
-from .function import FunctionOfPrograms
-from .kernels.opcodes import KINDS
+from . import derivatives, directions
+from .coloring import Compression, Ints, compress_columns, compress_symmetric, most_in_line
+from .derive import DerivedMatrix, derive_hessian, derive_jacobian
+from .errors import ControlFlowChanged, at_caller
+from .function import _SMALL, FunctionOfPrograms
+from .patterns import find_pattern
 from .program import Program
-from .reach import FLOWS
-from .simplify import python_or_compiled
+from .simplify import _NUMBA_KERNELS
 from .storage import Floats
+from .straight import Unsupported
 from .tape import Tape
 
-_FLOWS = np.array([sum(1 << j for j in flow) for flow in FLOWS], np.int64)
-_KINDS = np.array(KINDS, np.int64)
+DERIVED_FROM = 2_000
+"""Cells from which on a program of the nonzeros is derived even if Numba must be loaded for it."""
 
 
 class Pattern:
-    """Where a Jacobian can be nonzero, and in which directions it is computed.
+    """Where a matrix of derivatives can be nonzero, and a few directions that give all of it.
+
+    The directions are found when somebody asks for them.
 
     Attributes
     ----------
     shape : (int, int)
     rows, columns : ndarray of int64
         Places of the nonzeros, row by row.
-    colors : ndarray of int64
-        The colour of each column, or of each row where `forward` is False.
-    count : int
-        Number of colours: directions that a sweep needs.
-    forward : bool
-        Whether columns are coloured, for forward sweeps.
+    indptr : ndarray of int64
+        Where each row begins in `columns`.
+    symmetric : bool
+        Whether it is a Hessian's.
+    dtype : dtype
+        Of matrices that have the pattern.
     """
 
-    __slots__ = ("colors", "columns", "count", "forward", "indptr", "rows", "shape")
+    __slots__ = (
+        *("_chosen", "_forward_allowed", "_model", "columns", "dtype", "indptr", "rows", "shape"),
+        "symmetric",
+    )
 
     def __init__(
-        self, shape: tuple[int, int], rows: Any, columns: Any, forward_allowed: bool
+        self,
+        shape: tuple[int, int],
+        indptr: Ints,
+        columns: Ints,
+        forward_allowed: bool = True,
+        symmetric: bool = False,
+        dtype: Any = np.float64,
     ) -> None:
-        self.shape = shape
-        order = np.lexsort((columns, rows))
-        self.rows, self.columns = rows[order], columns[order]
-        self.indptr = _starts(self.rows, shape[0])
-        across = np.lexsort((self.rows, self.columns))
-        by_row = (self.indptr, self.columns)
-        by_column = (_starts(self.columns[across], shape[1]), self.rows[across])
-        self.forward = True
-        self.count, self.colors = _color(by_row, by_column, shape[1])
-        count, colors = _color(by_column, by_row, shape[0])
-        if count < self.count or not forward_allowed:
-            self.forward, self.count, self.colors = False, count, colors
+        self.shape, self.indptr, self.columns = shape, indptr, columns
+        self.rows = np.repeat(np.arange(shape[0]), np.diff(indptr))
+        self.symmetric = symmetric
+        self._forward_allowed = forward_allowed
+        self._chosen: tuple[bool, Compression] | None = None
+        self._model: Any = None
+        self.dtype = dtype
+
+    def matrix(self, data: Floats) -> Any:
+        """Return a `scipy.sparse.csr_array` of nonzeros, which owns its structure."""
+        if data.dtype != self.dtype:
+            data = data.astype(self.dtype)
+        if self._model is None:
+            from scipy.sparse import csr_array
+
+            self._model = csr_array((data, self.columns, self.indptr), shape=self.shape)
+        # What SciPy checks when it makes a matrix takes longer than computing a small one.
+        matrix = copy.copy(self._model)
+        matrix.data, matrix.indices = data, self._model.indices.copy()
+        matrix.indptr = self._model.indptr.copy()
+        return matrix
+
+    @property
+    def forward(self) -> bool:
+        """Whether its directions are swept forward: those of columns."""
+        return self._choice()[0]
+
+    @property
+    def colors(self) -> Ints:
+        """The direction (colour) of each column, or of each row where `forward` is False."""
+        return self._choice()[1].colors
+
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return self._choice()[1].count
+
+    @property
+    def compression(self) -> Compression:
+        """How the nonzeros are read from what sweeps give."""
+        return self._choice()[1]
+
+    def _choice(self) -> tuple[bool, Compression]:
+        if self._chosen is None:
+            self._chosen = self._choose()
+        return self._chosen
+
+    def _choose(self) -> tuple[bool, Compression]:
+        """Colour the columns or the rows, whichever takes fewer colours, or a Hessian's both."""
+        rows, columns, shape = self.rows, self.columns, self.shape
+        if self.symmetric:
+            return self._forward_allowed, compress_symmetric(rows, columns, shape[0])
+        at_least = {True: most_in_line(rows, shape[0]), False: most_in_line(columns, shape[1])}
+        best: tuple[bool, Compression] | None = None
+        for forward in (True, False) if at_least[True] <= at_least[False] else (False, True):
+            if (forward and not self._forward_allowed) or (
+                best is not None and at_least[forward] >= best[1].count
+            ):
+                continue
+            found = (
+                compress_columns(rows, columns, shape)
+                if forward
+                else compress_columns(columns, rows, shape[::-1])
+            )
+            if best is None or found.count < best[1].count:
+                best = forward, found
+        assert best is not None  # rows are always allowed
+        return best
 
     def __repr__(self) -> str:
-        sweeps = "forward" if self.forward else "reverse"
-        return (
-            f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.rows)} nonzeros, "
-            f"{self.count} {sweeps} directions)"
-        )
+        return f"Pattern({self.shape[0]} x {self.shape[1]}, {len(self.columns)} nonzeros)"
 
 
-def _starts(sorted_places: Any, size: int) -> Any:
-    return np.searchsorted(sorted_places, np.arange(size + 1)).astype(np.int64)
+def _still_fits(program: Program, x: Any) -> bool:
+    """Whether a program of one argument is the one to try: the short way to find it again."""
+    known = program._inputs[0]
+    return (
+        type(x) is np.ndarray
+        and len(program._inputs) == 1
+        and known is not None
+        and known.dtype == x.dtype
+        and known.shape == x.shape
+        and not any(item.size <= _SMALL and item.changed for item in program.captured)
+    )
 
 
-def _color(by_row: Any, by_column: Any, size: int) -> tuple[int, Any]:
-    colors = np.zeros(size, np.int64)
-    taken = np.full(size + 1, -1, np.int64)
-    run = python_or_compiled("patterns", len(by_row[1]))
-    count = run.color_greedily(*by_row, *by_column, colors, taken)
-    return int(count), colors
+class _Derived:
+    """A recording prepared as a program that computes the nonzeros."""
+
+    def __init__(self, matrix: DerivedMatrix, pattern: Pattern) -> None:
+        self._matrix, self.pattern = matrix, pattern
+
+    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
+        """Return the nonzeros for other arguments."""
+        leaves = program._leaves(args, kwargs)
+        if len(program.decisions):
+            program._run(leaves)
+        return self._matrix.values([x for x in program._checked(leaves) if x is not None])
 
 
-def find_pattern(tape: Tape, outputs: Any, first: int, size: int) -> tuple[Any, Any]:
-    """Return rows and columns of the structural nonzeros of a Jacobian.
+class _Swept:
+    """A recording, of a function or of its gradient, prepared for sweeps in a few directions."""
 
-    Parameters
-    ----------
-    tape : Tape
-    outputs : ndarray of int
-        Cells of the outputs.
-    first, size : int
-        The run of cells of the input.
-    """
-    n = tape.n
-    arena = tape.arena
-    op = arena.op.array[:n]
-    a, b = arena.a.array[:n].astype(np.int64), arena.b.array[:n].astype(np.int64)
-    reads = [[_all_cells(place) for place in call.operands] for call in tape.hosts]
-    cells = [np.concatenate([np.zeros(0, np.int64), *part]) for part in reads]
-    host_start = np.concatenate(([0], np.cumsum([len(part) for part in cells]))).astype(np.int64)
-    host_cells = np.concatenate([np.zeros(0, np.int64), *cells])
-    d, x = tape.d.array(), tape.x.array().astype(np.int64)
-    mask = np.zeros(tape.flushed_cell, np.int64)  # 64 bits; their sign means nothing
-    bit = (np.uint64(1) << np.arange(64, dtype=np.uint64)).view(np.int64)
-    run = python_or_compiled("patterns", tape.flushed_cell * (1 + len(outputs) // 64))
-    rows, columns = [], []
-    for start in range(0, len(outputs), 64):
-        chunk = outputs[start : start + 64]
-        np.bitwise_or.at(mask, chunk, bit[: len(chunk)])
-        run.masks_backward(
-            op, a, b, _KINDS, _FLOWS, d, x, host_start, host_cells, mask, n, tape.flushed_cell
-        )
-        reached = np.flatnonzero(mask[first : first + size])
-        words = mask[first : first + size][reached].astype("<i8")
-        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        which, row = np.nonzero(bits)
-        rows.append(row + start)
-        columns.append(reached[which])
-        for entry in tape.imports:
-            mask[entry.cell : entry.cell + entry.size] = 0
-    if not rows:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate(rows), np.concatenate(columns)
+    def __init__(self, program: Program, cells: Ints, leaf: Any, pattern: Pattern) -> None:
+        self._program, self._cells, self._leaf = program, cells, leaf
+        self.pattern = pattern
+
+    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
+        """Return the nonzeros for other arguments."""
+        with self._program.lock:
+            self._program.forward(args, kwargs)
+            return _values(self._program.tape, self._cells, self._leaf, self.pattern)
 
 
-def _all_cells(place: Any) -> Any:
-    if place.cells is not None:
-        return np.ravel(place.cells).astype(np.int64)
-    return np.zeros(0, np.int64) if place.window is None else place.window.cells().ravel()
-
-
-class SparseJacobian:
-    """What `sparse_jacobian` returns: call it with the arguments of the function.
+class _SparseDerivative:
+    """A function that returns a sparse matrix of derivatives; called like the one it comes from.
 
     Attributes
     ----------
     pattern : Pattern or None
-        Structure and colouring used by the last call; found once for each way through the code.
+        Structure of the last matrix; found once for each way through the code.
     """
 
     def __init__(self, f: Callable[..., Any], argnum: int) -> None:
         self._function = FunctionOfPrograms(f)
         self._argnum = argnum
-        self._patterns: weakref.WeakKeyDictionary[Program, Pattern] = weakref.WeakKeyDictionary()
+        self._prepared: weakref.WeakKeyDictionary[Program, _Derived | _Swept] = (
+            weakref.WeakKeyDictionary()
+        )
         self.pattern: Pattern | None = None
+        self._last: Program | None = None
+
+    @property
+    def recordings(self) -> int:
+        """How often the Python function was recorded."""
+        return self._function.recordings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the Jacobian as a `scipy.sparse.csr_array`."""
+        """Return the matrix as a `scipy.sparse.csr_array`, which the caller owns.
+
+        As long as arguments take the same way through the code, the structure is the same.
+        """
+        last = self._last
+        if last is not None and len(args) == 1 and not kwargs and _still_fits(last, args[0]):
+            try:
+                return self._compute(last, args, kwargs)
+            except ControlFlowChanged:
+                pass  # look for another way
         return self._function.run(
             args, kwargs, lambda program: self._compute(program, args, kwargs)
         )
 
     def _compute(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from scipy.sparse import csr_array
-
         with program.lock:
-            program.forward(args, kwargs)
-            known, cells = program.array_input(self._argnum), program.array_output()
-            pattern = self._patterns.get(program)
-            if pattern is None:
-                rows, columns = find_pattern(program.tape, cells, known.cell, known.size)
-                pattern = Pattern(
-                    (len(cells), known.size),
-                    rows,
-                    columns,
-                    directions.carries_tangents(program.tape),
+            prepared = self._prepared.get(program)
+            if prepared is None:
+                program.forward(args, kwargs)  # which may find that it is the wrong one
+                prepared = self._prepared[program] = self._prepare(program, args, kwargs)
+            self._last, self.pattern = program, prepared.pattern
+            return prepared.pattern.matrix(prepared.values(program, args, kwargs))
+
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        raise NotImplementedError
+
+
+class SparseJacobian(_SparseDerivative):
+    """What `sparse_jacobian` returns: call it with the arguments of the function."""
+
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        known, cells = program.array_input(self._argnum), program.array_output()
+        shape = len(cells), known.size
+        if _may_derive(program.tape):
+            try:
+                derived = derive_jacobian(program, known, cells)
+                return _Derived(
+                    derived, Pattern(shape, derived.indptr, derived.columns, dtype=known.dtype)
                 )
-                self._patterns[program] = pattern
-            self.pattern = pattern
-            data = _values(program.tape, cells, known.leaf, pattern)
-        return csr_array((data, pattern.columns.copy(), pattern.indptr.copy()), shape=pattern.shape)
+            except Unsupported:
+                pass
+        carries = directions.carries_tangents(program.tape)
+        indptr, columns = find_pattern(program.tape, cells, known.cell, known.size)
+        pattern = Pattern(shape, indptr, columns, carries, dtype=known.dtype)
+        return _Swept(program, cells, known.leaf, pattern)
 
 
-def _values(tape: Tape, cells: Any, leaf: Any, pattern: Pattern) -> Floats:
+class SparseHessian(_SparseDerivative):
+    """What `sparse_hessian` returns: call it with the arguments of the function."""
+
+    def __init__(self, f: Callable[..., Any], argnum: int) -> None:
+        super().__init__(f, argnum)
+        self._gradient = derivatives.grad(f, argnum)
+
+    def _prepare(
+        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Derived | _Swept:
+        known, output = program.array_input(self._argnum), _single_number(program)
+        n = known.size
+        if _may_derive(program.tape) and output.cells is not None:
+            try:
+                derived = derive_hessian(program, known, int(program.array_output()[0]))
+                structure = derived.indptr, derived.columns
+                pattern = Pattern((n, n), *structure, symmetric=True, dtype=known.dtype)
+                return _Derived(derived, pattern)
+            except Unsupported:
+                pass
+        # The program of the gradient takes the same decisions as that of the function.
+        gradient = Program(self._gradient, args, kwargs)
+        known, output = gradient.array_input(self._argnum), gradient._single_output("a Hessian")
+        if output.cells is None:  # the gradient is constant
+            nothing = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
+            pattern = Pattern((n, n), *nothing, symmetric=True, dtype=known.dtype)
+            return _Swept(gradient, np.zeros(0, np.int64), known.leaf, pattern)
+        cells = gradient.array_output()
+        pattern = _symmetric_pattern(gradient.tape, cells, known)
+        return _Swept(gradient, cells, known.leaf, pattern)
+
+
+def _may_derive(tape: Tape) -> bool:
+    return tape.flushed_cell >= DERIVED_FROM or _NUMBA_KERNELS in sys.modules
+
+
+def _symmetric_pattern(tape: Tape, cells: Ints, known: Any) -> Pattern:
+    """Return the structure of a Hessian, which is the Jacobian of a gradient."""
+    from scipy.sparse import csr_array
+
+    n = known.size
+    indptr, columns = find_pattern(tape, cells, known.cell, n)
+    # Equal derivatives may have been recorded in unequal ways: the structure is made symmetric.
+    half = csr_array((np.ones(len(columns), np.int8), columns, indptr), shape=(n, n))
+    whole = csr_array(half + half.T)
+    whole.sort_indices()
+    return Pattern(
+        (n, n),
+        whole.indptr.astype(np.int64),
+        whole.indices.astype(np.int64),
+        directions.carries_tangents(tape),
+        symmetric=True,
+        dtype=known.dtype,
+    )
+
+
+def _single_number(program: Program) -> Any:
+    """Return the output of a program, which must be a single number."""
+    shapes = [output.shape for output in program._outputs]
+    if len(shapes) != 1 or np.prod(shapes[0]) != 1:
+        what = f"an array of shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} values"
+        raise TypeError(
+            "tg.sparse_hessian needs a function that returns a single number, but this one "
+            f"returned {what}; return its sum, or use tg.sparse_jacobian{at_caller()}"
+        )
+    return program._outputs[0]
+
+
+def _values(tape: Tape, cells: Ints, leaf: Any, pattern: Pattern) -> Floats:
     """Return the nonzeros of a Jacobian, in the order of its pattern."""
-    data = np.zeros(len(pattern.rows))
-    seeded = pattern.columns if pattern.forward else pattern.rows
-    swept = pattern.rows if pattern.forward else pattern.columns
-    of_entry = pattern.colors[seeded]
+    data = np.zeros(len(pattern.columns))
+    if not data.size:
+        return data
+    compression, forward = pattern.compression, pattern.forward
     step = directions.width(tape)
-    for low in range(0, pattern.count, step):
-        high = min(low + step, pattern.count)
-        seeds = np.zeros((len(pattern.colors), high - low))
-        chosen = np.flatnonzero((pattern.colors >= low) & (pattern.colors < high))
-        seeds[chosen, pattern.colors[chosen] - low] = 1.0
-        entries = np.flatnonzero((of_entry >= low) & (of_entry < high))
-        if pattern.forward:
-            found = directions.tangents(tape, cells, {id(leaf): seeds})
-            data[entries] = found[swept[entries], of_entry[entries] - low]
+    for low in range(0, compression.count, step):
+        high = min(low + step, compression.count)
+        seeds = compression.seeds(low, high)
+        entries: Any = slice(None)
+        if high - low < compression.count:
+            entries = np.flatnonzero(
+                (compression.direction >= low) & (compression.direction < high)
+            )
+        place = compression.at[entries], compression.direction[entries] - low
+        if forward:
+            data[entries] = directions.tangents(tape, cells, {id(leaf): seeds})[place]
             continue
         for entry, rows in directions.adjoints(tape, cells, seeds):
             if entry.leaf is leaf:
-                data[entries] += rows[swept[entries], of_entry[entries] - low]
+                data[entries] += rows[place]
     return data
 
 
@@ -222,11 +374,69 @@ def sparse_jacobian(f: Callable[..., Any], argnums: int = 0) -> SparseJacobian:
     array([[-1.,  4.,  0.],
            [ 0., -1.,  6.]])
     >>> jacobian.pattern
-    Pattern(2 x 3, 4 nonzeros, 2 forward directions)
+    Pattern(2 x 3, 4 nonzeros)
     """
+    return SparseJacobian(f, _one(argnums, "sparse_jacobian"))
+
+
+def sparse_hessian(f: Callable[..., Any], argnums: int = 0) -> SparseHessian:
+    """Return a function that computes the Hessian of `f` as a sparse matrix.
+
+    An entry is stored where two elements of the argument meet in a nonlinear operation, be the
+    second derivative zero at this point.  `f` is recorded once for each way through its code, and
+    the structure and the directions that give it are found once for each recording.
+
+    Parameters
+    ----------
+    f : callable
+        Returns a single number computed with NumPy from its arguments.
+    argnums : int, optional
+        The argument, an array, to differentiate with respect to.
+
+    Returns
+    -------
+    SparseHessian
+        Gives a `scipy.sparse.csr_array`, both halves of it, with a row and a column for each
+        element of the argument.
+
+    Raises
+    ------
+    TypeError
+        When it is called: if `f` returns more than one number, or the argument is not one array.
+
+    See Also
+    --------
+    hessian : the matrix as an ndarray.
+    hvp : its product with a vector.
+
+    Notes
+    -----
+    The nonzeros are computed by a program of their own, which is derived from the recording once.
+    Where that would be too long, the Jacobian of the gradient is computed in a few directions,
+    found by a star colouring (Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM
+    Review 47, 2005).  Where a partial is infinite, a product of it and zero is nan.
+
+    Examples
+    --------
+    >>> import numpy as np, tapegrad as tg
+    >>> hessian = tg.sparse_hessian(lambda x: np.sum(x[1:] * x[:-1] ** 2))
+    >>> hessian(np.array([1.0, 2.0, 3.0])).toarray()
+    array([[4., 2., 0.],
+           [2., 6., 4.],
+           [0., 4., 0.]])
+    >>> hessian.pattern
+    Pattern(3 x 3, 6 nonzeros)
+    """
+    return SparseHessian(f, _one(argnums, "sparse_hessian"))
+
+
+def _one(argnums: Any, name: str) -> int:
     if not isinstance(argnums, (int, np.integer)) or isinstance(argnums, bool):
         raise TypeError(
-            f"tg.sparse_jacobian differentiates one argument: argnums must be an integer, not "
+            f"tg.{name} differentiates one argument: argnums must be an integer, not "
             f"{argnums!r}{at_caller()}"
         )
-    return SparseJacobian(f, int(argnums))
+    return int(argnums)
+
+
+__all__ = ["Pattern", "SparseHessian", "SparseJacobian", "sparse_hessian", "sparse_jacobian"]

@@ -253,6 +253,12 @@ def _rectangle(obj: Any) -> tuple[int, ...] | None:
     return (len(obj), *first)
 
 
+def classes(treedef: TreeDef) -> set[type]:
+    """Return the named tuples and dataclasses of a structure."""
+    own = {treedef.kind} if treedef.kind is not None and _has_fields(treedef.kind) else set()
+    return own.union(*[classes(child) for child in treedef.children])
+
+
 # -- structures in files ---------------------------------------------------------------------------
 
 _MAX_DEPTH = 100

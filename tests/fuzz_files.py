@@ -171,7 +171,24 @@ def _run(program, args):
             result = None
     seeds = [(out, np.ones(out.size)) for out in program._outputs]
     program._reverse(seeds)
+    _run_inside(program)
     return "ran" if result is not None else "took another way"
+
+
+def _run_inside(program):
+    """Append the program to a tape, and sweep there."""
+    leaves = [
+        static if known is None else tg.array(known.leaf.value)
+        for static, known in zip(program._static, program._inputs, strict=True)
+    ]
+    args, kwargs = tg.trees.unflatten(program._tree, leaves)
+    try:
+        result = program(*args, **kwargs)
+    except tg.ControlFlowChanged:
+        return
+    for output in tg.trees.flatten(result)[0]:
+        if isinstance(output, tg.Array) and output.requires_grad and output.dtype.kind == "f":
+            output.backward(np.ones(output.shape))
 
 
 def main(count, seed=0, executor="reference"):

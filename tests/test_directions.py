@@ -331,3 +331,25 @@ def test_ctrl_c_interrupts_a_long_sweep(sweep):
             timer.join()
             signal.signal(signal.SIGINT, old)
         np.testing.assert_array_equal(run(), want)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_constant_matrix_times_a_vector(bias):
+    """The short way for layers, diagonal seeds and others, against one direction at a time."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(4, 5)), rng.normal(size=(4, 4))
+
+    def f(x):
+        h = np.tanh(first @ x[1:])
+        return second @ (h + bias * x[:4]) + (second @ h) * h
+
+    x = rng.normal(size=6)
+    program = tg.record(f, x)
+    rows = np.stack([program.vjp(x)[1](row)[0] for row in np.eye(4)])
+    np.testing.assert_allclose(program.jacobian(x, mode="reverse"), rows, rtol=1e-13, atol=1e-14)
+
+
+def test_infinite_elements_of_a_matrix_meet_only_what_flows():
+    matrix = np.array([[np.inf, 1.0], [2.0, 3.0]])
+    jacobian = tg.jacobian(lambda x: np.stack([(matrix @ x)[1], x[0]]), mode="reverse")
+    np.testing.assert_array_equal(jacobian(np.ones(2))[1], [1.0, 0.0])

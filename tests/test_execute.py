@@ -133,8 +133,8 @@ def test_ctrl_c_interrupts_a_long_sweep_and_leaves_the_tape_usable(sweep):
     try:
         for delay in (0.002, 0.01):
             timer = threading.Timer(delay, send)
-            timer.start()
             try:
+                timer.start()  # on a busy machine, the signal comes before this has returned
                 for _ in range(100):
                     if sweep == "forward":
                         z.tape.done = z.tape.done_cell = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import pickle
 import random
 import subprocess
 import sys
@@ -118,6 +120,15 @@ def test_structures_with_and_without_their_classes():
     assert pair["left"] == ordered["n"] == program(p, other)[0].left
     assert nothing is None
     assert type(ordered) is OrderedDict
+
+
+def test_programs_are_pickled_and_copied_as_files_are():
+    p = Parameters(Pair(1.0, np.ones(2)), [2.0, None])
+    program = tg.record(parameters, p, OrderedDict(t=3.0))
+    for other in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        q = Parameters(Pair(2.0, np.array([3.0, 4.0])), [5.0, None])
+        assert repr(other(q, OrderedDict(t=6.0))) == repr(program(q, OrderedDict(t=6.0)))
+        assert other.tape is not program.tape
 
 
 def test_keyword_arguments_constants_and_dtypes():
@@ -364,6 +375,11 @@ def edited(data, edit):
         (lambda h: h.__setitem__("structure", ["*"]), "structure of the arguments"),
         (lambda h: h.__setitem__("result", "**"), "structure of the result"),
         (lambda h: h["decisions"].__setitem__("sites", [[1, 2]]), "a decision is not described"),
+        (lambda h: h["decisions"].__setitem__("cells", h["code"]["b"]), "decisions"),
+        (lambda h: h["decisions"].__setitem__("cells", h["code"]["op"]), "array of another kind"),
+        (lambda h: h["decisions"].__setitem__("numbers", h["code"]["x"]), "different lengths"),
+        (lambda h: h["decisions"].__setitem__("expected", h["code"]["k"]), "different lengths"),
+        (lambda h: h["decisions"]["sites"][0].__setitem__(2, -1), "a decision's line"),
         (lambda h: call(h).__setitem__("function", "load"), "np.load is no function whose answers"),
         (lambda h: call(h).__setitem__("structure", ["*"]), "the arguments of np.argmax"),
         (lambda h: call(h)["parts"].pop(), "are not those of a call"),
@@ -380,6 +396,26 @@ def test_wild_headers(original, edit, message):
     data, _ = original
     with pytest.raises(tg.TapeFormatError, match=message):
         files.from_bytes(edited(data, edit))
+
+
+def test_wrong_guards():
+    program = tg.record(lambda x: x * x if x > 1.0 else x, 2.0)
+    data = files.to_bytes(program)
+    for place, value, message in (
+        (4, [1 << 40], "more cells than there are"),
+        (4, [0], "fewer cells than there are"),
+        (3, "object", "a decision is not described"),
+        (3, None, "fewer functions answered"),
+    ):
+        with pytest.raises(tg.TapeFormatError, match=f"decision.*: .*{message}|{message}"):
+            files.from_bytes(with_site(data, place, value))
+    program.decisions._cells.array()[0] = 1_000_000
+    with pytest.raises(tg.TapeFormatError, match="decisions: a cell is not one of the"):
+        files.from_bytes(files.to_bytes(program))
+
+
+def with_site(data, place, value):
+    return edited(data, lambda h: h["decisions"]["sites"][0].__setitem__(place, value))
 
 
 def test_a_header_that_nests_too_deeply(original):

@@ -367,6 +367,31 @@ def test_jvp_is_the_jacobian_times_a_tangent():
     assert value["z"][1] == 7.0
 
 
+def test_what_comes_beside_the_output():
+    def f(x, y):
+        return x * x * y, {"told": x + y, "name": "f"}
+
+    def number(x, y):
+        return f(x, y)[0]
+
+    value, tangent, aux = tg.jvp(f, (2.0, 3.0), (1.0, 10.0), has_aux=True)
+    assert (value, tangent) == tg.jvp(number, (2.0, 3.0), (1.0, 10.0))
+    assert aux == {"told": 5.0, "name": "f"}
+    value, push, aux = tg.linearize(f, 2.0, 3.0, has_aux=True)
+    assert (value, push(1.0, 10.0), aux["told"]) == (12.0, tangent, 5.0)
+    product, aux = tg.hvp(f, argnums=1, has_aux=True)(2.0, 3.0, 1.0)
+    assert (product, aux["told"]) == (0.0, 5.0)
+    product, aux = tg.hvp(f, has_aux=True)(2.0, 3.0, 1.0)
+    assert (product, aux["name"]) == (6.0, "f")
+
+    def beside(x):
+        _, tangent, aux = tg.jvp(f, (x, 3.0), (1.0, 0.0), has_aux=True)
+        return tangent * aux["told"]
+
+    # 6 x (x + 3), whose slope at 2 is 12 * 2 + 18.
+    assert tg.grad(beside)(2.0) == 42.0
+
+
 def test_linearize_does_not_run_the_function_again():
     runs = []
 

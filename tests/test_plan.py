@@ -314,7 +314,7 @@ def test_what_nothing_depends_on_is_not_computed(planned: Any) -> None:
 
 def test_several_seeds_meet_in_one_sweep() -> None:
     with tg.executor("compiled"):
-        value, pull = tg.vjp(lambda x: (np.exp(x)[3:9], np.sin(x)), point())
+        _value, pull = tg.vjp(lambda x: (np.exp(x)[3:9], np.sin(x)), point())
         first, second = np.ones(6), np.full(N, 2.0)
         (got,) = pull((first, second))
         expected = 2.0 * np.cos(point())

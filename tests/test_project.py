@@ -1,10 +1,13 @@
 """The project's own files agree with each other."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import tapegrad
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +53,19 @@ def test_links_between_pages_lead_somewhere():
 def test_the_tests_run_the_installed_package():
     """`tests/conftest.py` keeps the checkout, which has no tapegrad.kernels, off the path."""
     assert ROOT not in {Path(entry).resolve() for entry in sys.path}
+
+
+def test_every_public_name_is_there_and_rarely_used_modules_come_later():
+    code = (
+        "import sys, tapegrad as tg\n"
+        "early = [name for name in ('numba', 'scipy', 'tapegrad.sparsity', 'tapegrad.files',"
+        " 'tapegrad.rerolling') if name in sys.modules]\n"
+        "assert set(tg.__all__) <= set(dir(tg))\n"
+        "for name in tg.__all__: getattr(tg, name)\n"
+        "assert callable(tg.checkpoint) and callable(tg.function) and callable(tg.progress)\n"
+        "print(early)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        tapegrad.no_such_name  # noqa: B018

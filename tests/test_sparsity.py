@@ -1,8 +1,9 @@
-"""Sparse Jacobians: structure, colouring, values; against the dense Jacobian."""
+"""Sparse Jacobians and Hessians: structure and values; against the dense ones."""
 
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,14 +13,18 @@ from scipy.sparse.linalg import spsolve
 import tapegrad as tg
 
 simplify = sys.modules["tapegrad.simplify"]
+sparsity = sys.modules["tapegrad.sparsity"]
 
 
-@pytest.fixture(params=["python", "compiled"], autouse=True)
-def functions(request, monkeypatch):
-    """Run the functions on patterns both ways."""
-    monkeypatch.setattr(simplify, "COMPILED_FROM", 0 if request.param == "compiled" else 10**9)
-    if request.param == "python":
+@pytest.fixture(params=["swept in Python", "swept", "derived"], autouse=True)
+def way(request, monkeypatch):
+    """Prepare recordings in each way, also where another would be chosen."""
+    in_python = request.param == "swept in Python"
+    monkeypatch.setattr(simplify, "COMPILED_FROM", 10**9 if in_python else 0)
+    if in_python:
         monkeypatch.setattr(simplify, "_NUMBA_KERNELS", "no such module")
+    monkeypatch.setattr(sparsity, "_may_derive", lambda tape: request.param == "derived")
+    return request.param
 
 
 def bratu(u):
@@ -126,6 +131,120 @@ def test_it_goes_into_scipy():
     assert np.abs(bratu(found.x)).max() < 1e-4
 
 
+def chain(x):
+    total = 0.0
+    for i in range(x.size - 1):
+        t = x[i + 1] - x[i] * x[i]
+        u = 1.0 - x[i]
+        total = total + 100.0 * t * t + u * u
+    return total
+
+
+def piecewise(x):
+    total = np.sum(np.where(x > 0.2, x**3, -x) * np.roll(x, 1)) + np.sum(np.abs(x) * x)
+    return total + np.maximum(x[0] * x[1], x[2] ** 2)
+
+
+def deciding(x):
+    return np.sum(x**3) if x[0] > 0.0 else x[0] * x[1] * x[2]
+
+
+SCALAR_FUNCTIONS = {
+    "chain": chain,
+    "array chain": lambda x: np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2),
+    "quadratic form": lambda x: x @ (np.arange(36.0).reshape(6, 6) @ x),
+    "partly linear": lambda x: x[0] * x[1] + np.exp(x[3]) + 3.0 * x[5],
+    "linear": lambda x: np.sum(x * np.arange(6.0)),
+    "quotients": lambda x: np.sum(x[1:] / (2.0 + x[:-1])) + np.log1p(x[0] ** 2) / (1.5 + x[2]),
+    "powers": lambda x: np.sum(np.exp(x) ** 1.5) + x[0] ** 4 + (2.0 + x[1]) ** np.exp(x[2]),
+    "dense": lambda x: np.log(np.sum(np.exp(x))),
+    "product": lambda x: np.prod(x[:4]) + np.sqrt(4.0 + x[4] * x[5]),
+    "piecewise": piecewise,
+    "deciding": deciding,
+    "grid": lambda x: np.sum(np.sin(x.reshape(2, 3)[:, 1:] * x.reshape(2, 3)[:, :-1])),
+    "shared": lambda x: np.sum(np.tanh(x[0] * x[1] * np.array([1.0, 2.0])) * x[2:4]),
+}
+
+
+@pytest.mark.parametrize("name", SCALAR_FUNCTIONS)
+def test_it_is_the_dense_hessian(name):
+    f = SCALAR_FUNCTIONS[name]
+    hessian = tg.sparse_hessian(f)
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        x = rng.normal(size=6)
+        sparse, dense = hessian(x), tg.hessian(f)(x)
+        assert sparse.has_sorted_indices
+        # Other orders of sums: a few roundings of the largest terms.
+        np.testing.assert_allclose(sparse.toarray(), dense, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(sparse.toarray(), sparse.T.toarray(), rtol=1e-13, atol=1e-13)
+    assert hessian.recordings <= 2  # "deciding" has two ways
+
+
+def test_the_structure_of_a_hessian_is_exact():
+    n = 30
+    hessian = tg.sparse_hessian(chain)
+    assert hessian(np.linspace(-1.0, 1.0, n)).nnz == 3 * n - 2
+    assert hessian(np.zeros(n)).nnz == 3 * n - 2  # though the matrix is diagonal here
+    assert hessian.pattern.count == 3
+    assert hessian.recordings == 1
+    partly = tg.sparse_hessian(SCALAR_FUNCTIONS["partly linear"])
+    assert list(zip(*partly(np.ones(6)).nonzero(), strict=True)) == [(0, 1), (1, 0), (3, 3)]
+    assert tg.sparse_hessian(SCALAR_FUNCTIONS["linear"])(np.ones(6)).nnz == 0
+
+
+def test_an_arrow_takes_two_directions():
+    hessian = tg.sparse_hessian(lambda x: np.sum(x[:-1] ** 2 * x[-1]))
+    x = np.linspace(1.0, 2.0, 40)
+    assert hessian(x).nnz == 3 * 39  # the last element is a linear factor
+    assert hessian.pattern.count == 2
+
+
+def test_results_belong_to_the_caller():
+    hessian = tg.sparse_hessian(chain)
+    x = np.linspace(-1.0, 1.0, 8)
+    first = hessian(x)
+    kept = first.toarray()
+    second = hessian(2.0 * x)
+    second.data[:] = 0.0
+    second.eliminate_zeros()
+    np.testing.assert_array_equal(first.toarray(), kept)
+    np.testing.assert_array_equal(hessian(x).toarray(), kept)
+
+
+def test_other_arguments_and_numbers():
+    hessian = tg.sparse_hessian(lambda a, x, p: a * np.sum(x**3) * p["s"], argnums=1)
+    x = np.array([1.0, 2.0])
+    np.testing.assert_allclose(hessian(2.0, x, {"s": 3.0}).diagonal(), 36.0 * x, rtol=1e-15)
+    np.testing.assert_allclose(hessian(4.0, x, {"s": 3.0}).diagonal(), 72.0 * x, rtol=1e-15)
+    assert hessian.recordings == 1
+    square = tg.sparse_hessian(lambda x: x**3)
+    assert square(2.0).toarray().tolist() == [[12.0]]
+    single = tg.sparse_hessian(lambda x: np.sum(x**3))(np.ones(2, np.float32))
+    assert single.dtype == np.float32
+
+
+def test_a_captured_number_that_changes_is_noticed():
+    scale = 1.0
+    hessian = tg.sparse_hessian(lambda x: np.sum(x**2) * scale)
+    assert hessian(np.ones(2)).diagonal().tolist() == [2.0, 2.0]
+    scale = 3.0
+    assert hessian(np.ones(2)).diagonal().tolist() == [6.0, 6.0]
+
+
+def test_bad_input_to_hessians():
+    with pytest.raises(TypeError, match="sparse_hessian differentiates one argument"):
+        tg.sparse_hessian(chain, argnums=(0, 1))
+    with pytest.raises(TypeError, match="expected a function"):
+        tg.sparse_hessian(3.0)
+    with pytest.raises(TypeError, match=r"sparse_hessian needs .* a single number"):
+        tg.sparse_hessian(bratu)(np.ones(3))
+    with pytest.raises(TypeError, match="not one array of floats"):
+        tg.sparse_hessian(lambda p: p["x"] ** 2)({"x": 2.0})
+    with pytest.raises(ValueError, match="argnums"):
+        tg.sparse_hessian(chain, argnums=1)(np.ones(3))
+
+
 def test_bad_input():
     with pytest.raises(TypeError, match="must be an integer"):
         tg.sparse_jacobian(bratu, argnums=(0, 1))
@@ -137,3 +256,19 @@ def test_bad_input():
         tg.sparse_jacobian(lambda x: (x, x))(np.ones(2))
     with pytest.raises(TypeError, match="does not depend"):
         tg.sparse_jacobian(lambda x: np.ones(3))(np.ones(2))
+
+
+def test_threads_share_a_hessian():
+    hessian = tg.sparse_hessian(chain)
+    points = [np.linspace(-1.0, 1.0, 50) * (1.0 + k) for k in range(8)]
+    expected = [tg.sparse_hessian(chain)(x).toarray() for x in points]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: hessian(x).toarray(), points))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_within_another_derivative_it_is_refused():
+    hessian = tg.sparse_hessian(lambda x: np.sum(x**3))
+    with pytest.raises(TypeError, match="tracked"):
+        tg.grad(lambda x: hessian(x).diagonal().sum())(np.ones(3))

@@ -36,6 +36,11 @@ def helper(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of the one kernel that calls it, which takes less time."""
+    return njit(inline="always", **_OPTIONS)(function)
+
+
 _native: dict[Callable[..., Any], Any] = {}
 
 
@@ -69,6 +74,17 @@ def call_native(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) ->
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 5), emit
+
+
+@intrinsic  # type: ignore[misc]
+def word(typingctx: Any, address: Any, number: Any) -> Any:
+    """Return the 64-bit integer that stands at an address, `number` integers on."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(base, [args[1]]), align=8)
+
+    return types.int64(types.int64, types.int64), emit
 
 
 def _warn_once() -> None:

@@ -5,5 +5,6 @@ from __future__ import annotations
 from tapegrad.kernels import patterns
 from tapegrad.kernels.cpu.jit import kernel
 
-masks_backward = kernel(patterns.masks_backward)
-color_greedily = kernel(patterns.color_greedily)
+unite = kernel(patterns.unite)
+collect = kernel(patterns.collect)
+spread = kernel(patterns.spread)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad.kernels.cpu import simd
-from tapegrad.kernels.cpu.jit import call_native, helper, kernel, native
+from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
 from tapegrad.kernels.cpu.simd import (
     any_lane,
     bits,
@@ -24,14 +24,12 @@ from tapegrad.kernels.cpu.simd import (
     polynomial,
     product_error,
     read_f64,
-    read_i64,
     read_u16,
     read_u32,
     repair,
     residual,
     select,
     shift_down,
-    splat,
     store,
     write_f64,
     write_i64,
@@ -297,7 +295,7 @@ def sinc_derivative(n: float, x: float) -> float:
 
 WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "ed9959accd3507b3"
+SIMD_TEXT = "05589620ec024e39"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2
@@ -343,40 +341,66 @@ WINDOW_BYTES = 128
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
 
 
-LN2_PARTS = (0.6931471805592082, 7.371002565167799e-13)
-LOG2E_PARTS = (1.4426950216293335, 1.9259629911266175e-08)
-LOG2E_PAIR = (1.4426950408889634, 2.0355273740931033e-17)
-LOG10E_PARTS = (0.4342944771051407, 4.798111141615973e-09)
-LOG10_2_PARTS = (0.30102999566361177, 3.694239077158931e-13)
-HALF_PI_PARTS = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)
-HALF_PI_PAIR = (1.5707963267948966, 6.123233995736766e-17)
-ERFC_MIDDLE = (1.2375126308378275, 1.0546160249725448e-16)
-TWO_THIRDS = (0.6666666666666666, 3.700743415417188e-17)
+LN2_PARTS = (
+    0.6931471805592082,
+    7.371002565167799e-13,
+)
+LOG2E_PARTS = (
+    1.4426950216293335,
+    1.9259629911266175e-08,
+)
+LOG2E_PAIR = (
+    1.4426950408889634,
+    2.0355273740931033e-17,
+)
+LOG10E_PARTS = (
+    0.4342944771051407,
+    4.798111141615973e-09,
+)
+LOG10_2_PARTS = (
+    0.30102999566361177,
+    3.694239077158931e-13,
+)
+HALF_PI_PARTS = (
+    1.5707963267341256,
+    6.077100506506192e-11,
+    3.5215598651832e-27,
+)
+HALF_PI_PAIR = (
+    1.5707963267948966,
+    6.123233995736766e-17,
+)
+ERFC_MIDDLE = (
+    1.2375126308378275,
+    1.0546160249725448e-16,
+)
+TWO_THIRDS = (
+    0.6666666666666666,
+    3.700743415417188e-17,
+)
 EXP_FIT = (
-    0.5,
-    0.16666666666666682,
-    0.041666666666666095,
-    0.00833333333331698,
-    0.0013888888889116268,
-    0.00019841269896503933,
-    2.4801586925097735e-05,
-    2.7557234749639387e-06,
-    2.7557583245658237e-07,
-    2.511207426341424e-08,
-    2.082618907315671e-09,
+    0.5000000000000011,
+    0.1666666666666641,
+    0.04166666666653012,
+    0.008333333333496324,
+    0.0013888888943661356,
+    0.00019841269502857104,
+    2.4801493049612475e-05,
+    2.755758946186061e-06,
+    2.763027077477552e-07,
+    2.499915005667724e-08,
 )
 EXP2_FIT = (
-    0.24022650695910072,
-    0.05550410866482164,
-    0.009618129107628345,
-    0.0013333558146402312,
-    0.00015403530393633398,
-    1.5252733846479996e-05,
-    1.3215486589786158e-06,
-    1.01780548290705e-07,
-    7.054979143828145e-09,
-    4.4561759401161527e-10,
-    2.5616296219813475e-11,
+    0.24022650695910122,
+    0.05550410866482072,
+    0.009618129107596997,
+    0.0013333558146688832,
+    0.00015403530454070508,
+    1.5252733544239898e-05,
+    1.3215436599526949e-06,
+    1.0178185716411911e-07,
+    7.0735819912437656e-09,
+    4.4361503696929796e-10,
 )
 COSH_FIT = (
     0.041666666666666685,
@@ -547,14 +571,31 @@ CBRT_FIT = (
 )
 V = Any  # A vector of numbers; `I` is one of integers.
 I = Any  # noqa: E741
+NOTHING = -0.0  # Adding it changes nothing, not even the sign of a zero, so compilers drop it.
+FRACTION, BIAS = 52, 1023  # Bits of the fraction, and what is added to the exponent.
+FRACTION_BITS = 0x000FFFFFFFFFFFFF
+ONE_BITS = 0x3FF0000000000000
+ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 ROUNDER = 6755399441055744.0
 ROUNDER_BITS = 0x4338000000000000
-ONE_BITS = 0x3FF0000000000000
-FRACTION_BITS = 0x000FFFFFFFFFFFFF
-ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
-TINY = 5.551115123125783e-17  # 2**-54: beside 1, its square does not count, nor its half.
+COUNTER_BITS = 0x4330000000000000  # Those of 2**52, in whose last bits a small integer fits.
+COUNTER = 4503599627371519.0  # 2**52 + BIAS.
+TINY = 2.0**-54  # Beside 1, its square does not count, nor its half.
+CUBE_TINY = 2.0**-28  # Beside it, a sixth of its cube does not count.
 SMALLEST_NORMAL = 2.2250738585072014e-308
+LIFT, LIFTED = 2.0**54, 54  # Makes subnormal numbers normal.
+EXP_LEAST, EXP_NEAR, EXP_MOST = -746.0, 708.0, 710.0  # 0, normal, and infinite from there.
+EXP2_LEAST, EXP2_NEAR, EXP2_MOST = -1076.0, 1020.0, 1025.0
+HYPERBOLIC_MOST = 711.0
+ERFC_MOST = 27.5
+HEAD_BITS = -(1 << 27)  # Of these, 26 bits stay of 53, whose products are exact.
+HYPOT_LARGE, HYPOT_DOWN, HYPOT_DOWN_BACK = 2.0**500, 2.0**-600, 2.0**600
+HYPOT_SMALL, HYPOT_UP, HYPOT_UP_BACK = 2.0**-450, 2.0**600, 2.0**-600
+THIRD_OFFSET, THIRD_BIAS = 0, 341  # BIAS + THIRD_OFFSET = 3 THIRD_BIAS.
+SIGN = 63  # Where the bit of the sign is.
 ANGLE_LIMIT = 1.0e6  # The multiples of pi / 2 below it have 20 bits.
+STEEPEST = 1e300  # Of a larger number the arctangent is as good as pi / 2.
+QUOTIENT_LARGE, QUOTIENT_DOWN, QUOTIENT_UP = 2.0**400, 2.0**-30, 2.0**500
 
 
 @helper
@@ -583,7 +624,7 @@ def root_pair(q: V, q_lo: V) -> tuple[V, V]:
 @helper
 def power_of_two(n: I) -> V:
     """Return 2**n where it is a normal number."""
-    return from_bits((n + 1023) << 52)
+    return from_bits((n + BIAS) << FRACTION)
 
 
 @helper
@@ -605,23 +646,30 @@ def exp_reduced(x: V) -> tuple[I, V, V]:
 
 
 @helper
-def exp_parts(x: V) -> tuple[I, V]:
-    """Return n and y with exp(x) = 2**n y and y between the roots of 1/2 and 2."""
+def exp_parts(x: V, x_lo: V) -> tuple[I, V]:
+    """Return n and y with exp(x + x_lo) = 2**n y and y between the roots of 1/2 and 2."""
     n, r, r_lo = exp_reduced(x)
     y = r + 1.0
-    return n, y + fma(r * r, polynomial(r, EXP_FIT), ((1.0 - y) + r) + r_lo)
+    y_lo = fma(r_lo + x_lo, y, (1.0 - y) + r)
+    return n, y + fma(r * r, polynomial(r, EXP_FIT), y_lo)
+
+
+@helper
+def exp_of_pair(x: V, x_lo: V) -> V:
+    """Return e**(x + x_lo), where x_lo is at most about the last place of x."""
+    n, y = exp_parts(x, x_lo)
+    y = from_bits(bits(y) + (n << FRACTION))
+    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
+    if any_lane(far):
+        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
+        y = select(far, scaled(z, n), y)
+    return y
 
 
 @helper
 def vexp(x: V) -> V:
     """Return e**x."""
-    n, y = exp_parts(x)
-    y = from_bits(bits(y) + (n << 52))
-    far = ~(fabs(x) < 708.0)  # Where the result is infinite, subnormal or zero, or x is nan.
-    if any_lane(far):
-        n, z = exp_parts(minimum(710.0, maximum(-746.0, x)))  # In this order a nan stays.
-        y = select(far, scaled(z, n), y)
-    return y
+    return exp_of_pair(x, NOTHING)
 
 
 @helper
@@ -629,26 +677,34 @@ def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:
     """Return n and y with 2**(x + x_lo) = 2**n y and y between the roots of 1/2 and 2."""
     t = x + ROUNDER
     r = (x - (t - ROUNDER)) + x_lo
-    y = fma(r * r, polynomial(r, EXP2_FIT), r * 0.6931471805599453) + 1.0
-    return bits(t) - ROUNDER_BITS, y
+    p = r * 0.6931471805599453
+    y = p + 1.0
+    y_lo = ((1.0 - y) + p) + product_error(r, 0.6931471805599453, p)
+    return bits(t) - ROUNDER_BITS, y + fma(r * r, polynomial(r, EXP2_FIT), y_lo)
 
 
 @helper
-def vexp2(x: V) -> V:
-    """Return 2**x."""
-    n, y = exp2_parts(x, 0.0)
-    y = from_bits(bits(y) + (n << 52))
-    far = ~(fabs(x) < 1020.0)
+def exp2_of_pair(x: V, x_lo: V) -> V:
+    """Return 2**(x + x_lo), where x_lo is at most about the last place of x."""
+    n, y = exp2_parts(x, x_lo)
+    y = from_bits(bits(y) + (n << FRACTION))
+    far = ~(fabs(x) < EXP2_NEAR)
     if any_lane(far):
-        n, z = exp2_parts(minimum(1025.0, maximum(-1076.0, x)), 0.0)
+        n, z = exp2_parts(minimum(EXP2_MOST, maximum(EXP2_LEAST, x)), NOTHING)
         y = select(far, scaled(z, n), y)
     return y
 
 
 @helper
+def vexp2(x: V) -> V:
+    """Return 2**x."""
+    return exp2_of_pair(x, NOTHING)
+
+
+@helper
 def vexpm1(x: V) -> V:
     """Return e**x - 1."""
-    n, r, r_lo = exp_reduced(minimum(710.0, maximum(-40.0, x)))
+    n, r, r_lo = exp_reduced(minimum(EXP_MOST, maximum(-40.0, x)))
     s = power_of_two(n - 1)  # Half of what it should be, so that it stays in range.
     q = fma(r * r, polynomial(r, EXP_FIT), r_lo)
     a, b = s - 0.5, s * r
@@ -685,14 +741,14 @@ def hyperbolic(x: V) -> tuple[V, V, V, V]:
 @helper
 def vsinh(x: V) -> V:
     """Return the hyperbolic sine."""
-    sh, sl, _, _ = hyperbolic(minimum(711.0, fabs(x)))
+    sh, sl, _, _ = hyperbolic(minimum(HYPERBOLIC_MOST, fabs(x)))
     return select(fabs(x) < TINY, x, simd.copysign((sh + sl) * 4.0, x))
 
 
 @helper
 def vcosh(x: V) -> V:
     """Return the hyperbolic cosine."""
-    _, _, ch, cl = hyperbolic(minimum(711.0, fabs(x)))
+    _, _, ch, cl = hyperbolic(minimum(HYPERBOLIC_MOST, fabs(x)))
     return (ch + cl) * 4.0
 
 
@@ -709,7 +765,7 @@ def vtanh(x: V) -> V:
 def log_reduced(x: V) -> tuple[V, V]:
     """Return k and f with x = 2**k (1 + f), 1 + f between the roots of 1/2 and 2; x is normal."""
     i = bits(x) + (ONE_BITS - ROOT_HALF_BITS)
-    k = from_bits(shift_down(i, 52) | 0x4330000000000000) - 4503599627371519.0  # 2**52 + 1023.
+    k = from_bits(shift_down(i, FRACTION) | COUNTER_BITS) - COUNTER
     return k, from_bits((i & FRACTION_BITS) + ROOT_HALF_BITS) - 1.0
 
 
@@ -717,8 +773,8 @@ def log_reduced(x: V) -> tuple[V, V]:
 def log_reduced_all(x: V) -> tuple[V, V]:
     """Return k and f as `log_reduced` does, for subnormal numbers too."""
     small = x < SMALLEST_NORMAL
-    k, f = log_reduced(select(small, x * 18014398509481984.0, x))
-    return select(small, k - 54.0, k), f
+    k, f = log_reduced(select(small, x * LIFT, x))
+    return select(small, k - LIFTED, k), f
 
 
 @helper
@@ -754,7 +810,7 @@ def log_of_base(x: V, one: Any, two: Any) -> V:
     """Return log(x) to a base; the logarithms of e and 2 to that base are given in two parts."""
     k, f = log_reduced_all(x)
     h, t = log_tail(f)
-    head = from_bits(bits(f - h) & -134217728)  # 26 bits, times 26 of `one` exact.
+    head = from_bits(bits(f - h) & HEAD_BITS)  # Times as many of `one`, exact.
     rest = (f - head) - h + t
     a, b = k * two[0], head * one[0]
     y = a + b
@@ -794,10 +850,10 @@ def vlog1p(x: V) -> V:
 @helper
 def vlogit(x: V) -> V:
     """Return log(x / (1 - x))."""
-    small = x < 2.0**-900
+    small = x < SMALLEST_NORMAL
     d = 1.0 - x
-    q, q_lo = quotient(select(small, x * 2.0**100, x), 0.0, d, (1.0 - d) - x)
-    return log_of_pair(q, q_lo, select(small, -100.0, 0.0))
+    q, q_lo = quotient(select(small, x * LIFT, x), 0.0, d, (1.0 - d) - x)
+    return log_of_pair(q, q_lo, select(small, -LIFTED, 0.0))
 
 
 @helper
@@ -811,7 +867,7 @@ def varcsinh(x: V) -> V:
     large = a > 2.0**30  # The root is |x|.
     u, u_lo = select(large, a, u), select(large, 0.0, u_lo + r_lo)
     y = log_of_pair(u, u_lo, select(large, 1.0, 0.0))
-    return select(a < 2.0**-28, x, simd.copysign(y, x))
+    return select(a < CUBE_TINY, x, simd.copysign(y, x))
 
 
 @helper
@@ -835,7 +891,7 @@ def varctanh(x: V) -> V:
     q, q_lo = quotient(a + a, 0.0, d, (1.0 - d) - a)
     u, u_lo = two_sum(q, 1.0)
     y = 0.5 * log_of_pair(u, u_lo + q_lo, 0.0)
-    return select(a < 2.0**-28, x, simd.copysign(y, x))
+    return select(a < CUBE_TINY, x, simd.copysign(y, x))
 
 
 @helper
@@ -851,12 +907,21 @@ def vxlog1py(x: V, y: V) -> V:
 
 
 @helper
-def log1p_unit(e: V) -> V:
-    """Return log(1 + e) for 0 <= e <= 1."""
-    s = e / (e + 2.0)
-    z = s * s
-    h = 0.5 * e * e
-    return e - (h - s * fma(z, polynomial(z, LOG_UNIT_FIT), h))
+def log1p_pair(e: V) -> tuple[V, V]:
+    """Return log(1 + e) as a sum of two, for 0 <= e <= 1: 2 s + s R(s**2), s = e / (2 + e)."""
+    below = e + 2.0
+    q, q_lo = quotient(e + e, 0.0, below, (2.0 - below) + e)
+    half = 0.5 * q
+    z = half * half
+    return q, fma(half * z, polynomial(z, LOG_UNIT_FIT), q_lo)
+
+
+@helper
+def plus_log1p(x: V, e: V) -> V:
+    """Return x + log(1 + e) for 0 <= e <= 1."""
+    q, q_lo = log1p_pair(e)
+    y, y_lo = two_sum(x, q)
+    return select(fabs(x) < inf, y + (y_lo + q_lo), x + e)
 
 
 @helper
@@ -871,27 +936,42 @@ def vexpit(x: V) -> V:
 @helper
 def vsoftplus(x: V) -> V:
     """Return log(1 + exp(x))."""
-    return maximum(x, 0.0) + log1p_unit(vexp(-fabs(x)))
+    return plus_log1p(maximum(x, 0.0), vexp(-fabs(x)))
 
 
 @helper
 def vlog_expit(x: V) -> V:
     """Return log(expit(x))."""
-    return minimum(x, 0.0) - log1p_unit(vexp(-fabs(x)))
+    return -plus_log1p(maximum(-x, 0.0), vexp(-fabs(x)))
+
+
+@helper
+def larger_and_difference(x: V, y: V) -> tuple[V, V, V]:
+    """Return the larger of two numbers, and the smaller less the larger as a sum of two."""
+    m = maximum(x, y)  # A nan is either here or in the other, by the order of operands.
+    d, d_lo = two_sum(minimum(y, x), -m)
+    return m, d, d_lo
 
 
 @helper
 def vlogaddexp(x: V, y: V) -> V:
     """Return log(exp(x) + exp(y))."""
-    d = select(x == y, 0.0, x - y)  # Equal infinities differ by nothing.
-    return maximum(x, y) + log1p_unit(vexp(-fabs(d)))
+    m, d, d_lo = larger_and_difference(x, y)
+    result = plus_log1p(m, exp_of_pair(d, d_lo))
+    return select(x == y, x + 0.6931471805599453, result)  # Also of equal infinities.
 
 
 @helper
 def vlogaddexp2(x: V, y: V) -> V:
     """Return log2(2**x + 2**y)."""
-    d = select(x == y, 0.0, x - y)
-    return maximum(x, y) + 1.4426950408889634 * log1p_unit(vexp2(-fabs(d)))
+    m, d, d_lo = larger_and_difference(x, y)
+    e = exp2_of_pair(d, d_lo)
+    q, q_lo = log1p_pair(e)
+    p = q * LOG2E_PAIR[0]
+    p_lo = fma(q_lo, LOG2E_PAIR[0], product_error(q, LOG2E_PAIR[0], p))
+    h, h_lo = two_sum(m, p)
+    result = select(fabs(m) < inf, h + (h_lo + p_lo), m + p)
+    return select(x == y, x + 1.0, result)
 
 
 @helper
@@ -899,22 +979,21 @@ def vcbrt(x: V) -> V:
     """Return the cube root."""
     a = fabs(x)
     small = a < SMALLEST_NORMAL
-    i = bits(select(small, a * 18014398509481984.0, a))
-    e = shift_down(i, 52)
+    i = bits(select(small, a * LIFT, a))
+    e = shift_down(i, FRACTION) + THIRD_OFFSET
     third = shift_down(e * 21846, 16)  # e // 3.
     rest = e - third * 3
     f = from_bits((i & FRACTION_BITS) | ONE_BITS)
-    m = from_bits((i & FRACTION_BITS) | ((rest + 1023) << 52))  # Its exponent is 0, 1 or 2.
+    m = from_bits((i & FRACTION_BITS) | ((rest + BIAS) << FRACTION))  # Its exponent is 0, 1 or 2.
     root = select(rest == 0, 1.0, select(rest == 1, 1.2599210498948732, 1.5874010519681996))
     y = polynomial(f, CBRT_FIT) * root
     inverse = 1.0 / m
     d = fma(-(y * y), y * inverse, 1.0)  # 1 - y**3 / m, of which y (1 - d)**(-1/3) is to be had.
     y = fma(y * d, fma(d, 0.2222222222222222, 0.3333333333333333), y)
     p = y * y
-    rest = residual(m, p, y) - product_error(y, y, p) * y
-    y = fma(rest * (y * inverse), 0.3333333333333333, y)
-    # e = 3 third + rest and 1023 = 3 * 341; a subnormal was multiplied by 2**54 = (2**18)**3.
-    shift = third - select(small, 341 + 18, 341)
+    short = residual(m, p, y) - product_error(y, y, p) * y
+    y = fma(short * (y * inverse), 0.3333333333333333, y)
+    shift = third - select(small, THIRD_BIAS + LIFTED // 3, THIRD_BIAS)
     y = y * power_of_two(shift)
     return simd.copysign(select((a == 0.0) | ~(a < inf), a, y), x)
 
@@ -951,8 +1030,8 @@ def vpower(x: V, y: V) -> V:
     h, h_lo = log2_pair(x)
     p = y * h
     p_lo = fma(y, h_lo, product_error(y, h, p))
-    inside = fabs(p) < 1100.0
-    p = select(inside, p, select(p > 0.0, 1100.0, -1100.0))
+    inside = fabs(p) < -EXP2_LEAST
+    p = select(inside, p, select(p > 0.0, EXP2_MOST, EXP2_LEAST))
     p_lo = select(inside, p_lo, 0.0)
     n, z = exp2_parts(p, p_lo)
     z = scaled(z, n)
@@ -967,9 +1046,9 @@ def vhypot(x: V, y: V) -> V:
     """Return the root of x**2 + y**2."""
     a, b = fabs(x), fabs(y)
     larger = maximum(a, b)
-    large, small = larger > 2.0**500, larger < 2.0**-450
-    scale = select(large, 2.0**-600, select(small, 2.0**600, 1.0))
-    back = select(large, 2.0**600, select(small, 2.0**-600, 1.0))
+    large, small = larger > HYPOT_LARGE, larger < HYPOT_SMALL
+    scale = select(large, HYPOT_DOWN, select(small, HYPOT_UP, 1.0))
+    back = select(large, HYPOT_DOWN_BACK, select(small, HYPOT_UP_BACK, 1.0))
     c, d = a * scale, b * scale
     h = simd.sqrt(fma(c, c, d * d)) * back
     return select((a == inf) | (b == inf), inf, h)
@@ -990,7 +1069,7 @@ def verf(x: V) -> V:
 @helper
 def verfc(x: V) -> V:
     """Return 1 - erf(x), accurate where that is small."""
-    a = minimum(27.5, fabs(x))
+    a = minimum(ERFC_MOST, fabs(x))
     # Its product with exp(a**2) and 1 + 2 a is a polynomial in t = (a - 3.75) / (a + 3.75).
     t = (a - 3.75) / (a + 3.75)
     p = t * polynomial(t, ERFC_FIT)
@@ -1015,40 +1094,38 @@ def verfc(x: V) -> V:
 
 
 @helper
-def less_quarters(x: V, m: V) -> tuple[Any, V, V]:
-    """Return x - m pi / 2 as a sum of two, for an integer m below 2**20, and where it is too rough.
-
-    That is for large angles, and for those so near a multiple of pi / 2 that its digits run out.
-    """
-    a = fma(m, -HALF_PI_PARTS[0], x)  # Exact, and so is the next product.
+def less_quarters(x: V, m: V) -> tuple[V, V]:
+    """Return x - m pi / 2 as a sum of two, for an integer m of at most 20 bits, in float32 11."""
+    a = fma(m, -HALF_PI_PARTS[0], x)  # Exact.
     b = m * HALF_PI_PARTS[1]
     r, r_lo = two_sum(a, -b)
-    r_lo = fma(m, -HALF_PI_PARTS[2], r_lo)
+    r_lo = fma(m, -HALF_PI_PARTS[2], r_lo - product_error(m, HALF_PI_PARTS[1], b))
     h = r + r_lo
-    fine = (fabs(x) < ANGLE_LIMIT) & (fabs(h) >= fabs(m) * 2.0**-60)
-    return ~fine, h, (r - h) + r_lo
+    return h, (r - h) + r_lo
 
 
 @helper
-def sine_and_cosine(x: V) -> tuple[Any, I, V, V, V, V]:
-    """Return n, and sine and cosine of x - n pi / 2, at most pi / 4, as sums, and where not."""
+def sine_and_cosine(x: V) -> tuple[I, V, V, V, V]:
+    """Return n, and sine and cosine of x - n pi / 2, at most pi / 4, as sums; |x| < a million."""
     t = fma(x, 0.6366197723675814, ROUNDER)
-    far, h, h_lo = less_quarters(x, t - ROUNDER)
+    h, h_lo = less_quarters(x, t - ROUNDER)
     z = h * h
     half = 0.5 * z
     w = 1.0 - half
     s_lo = fma(z * h, polynomial(z, SIN_FIT), fma(-half, h_lo, h_lo))
     c_lo = ((1.0 - w) - half) + fma(z * z, polynomial(z, COS_FIT), -(h * h_lo))
-    return far, bits(t), h, s_lo, w, c_lo
+    return bits(t), h, s_lo, w, c_lo
 
 
 @helper
-def sine_beyond(x: V, m: V) -> tuple[Any, V]:
-    """Return the sine of x - m pi / 2, which is at most pi / 2, and where it is too rough."""
-    far, h, h_lo = less_quarters(x, m)
+def sine_beyond(x: V, m: V) -> V:
+    """Return the sine of x - m pi / 2, which is at most pi / 2; |x| < a million."""
+    h, h_lo = less_quarters(x, m)
     z = h * h
     c = fma(z, fma(z, 0.041666666666666664, -0.5), 1.0)  # The cosine, roughly.
-    return far, h + fma(z * h, polynomial(z, SIN_WIDE_FIT), h_lo * c)
+    # By how much rounding z changes z SIN(z), whose slope is about -0.135 where that counts.
+    slope = -0.135 * product_error(h, h, z)
+    return h + fma(z * h, polynomial(z, SIN_WIDE_FIT), fma(slope, h, h_lo * c))
 
 
 @helper
@@ -1056,9 +1133,10 @@ def vsin(x: V) -> V:
     """Return the sine."""
     t = fma(x, 0.3183098861837907, ROUNDER)
     n = t - ROUNDER
-    far, y = sine_beyond(x, n + n)
-    y = from_bits(bits(y) ^ (bits(t) << 63))
+    y = sine_beyond(x, n + n)
+    y = from_bits(bits(y) ^ (bits(t) << SIGN))
     y = select(fabs(x) < TINY, x, y)
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.sin, far, x, y)
     return y
@@ -1069,8 +1147,9 @@ def vcos(x: V) -> V:
     """Return the cosine, which is the sine of pi / 2 - x."""
     t = fma(x, 0.3183098861837907, 0.5) + ROUNDER
     n = t - ROUNDER
-    far, y = sine_beyond(x, (n + n) - 1.0)
-    y = from_bits(bits(y) ^ (bits(t) << 63))
+    y = sine_beyond(x, (n + n) - 1.0)
+    y = from_bits(bits(y) ^ (bits(t) << SIGN))
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.cos, far, x, y)
     return y
@@ -1079,13 +1158,14 @@ def vcos(x: V) -> V:
 @helper
 def vtan(x: V) -> V:
     """Return the tangent."""
-    far, n, s, s_lo, c, c_lo = sine_and_cosine(x)
+    n, s, s_lo, c, c_lo = sine_and_cosine(x)
     odd = (n & 1) != 0
     below, below_lo = select(odd, s, c), select(odd, s_lo, c_lo)
     sum_ = below + below_lo
     below_lo = (below - sum_) + below_lo
     y, y_lo = quotient(select(odd, -c, s), select(odd, -c_lo, s_lo), sum_, below_lo)
     y = select(fabs(x) < TINY, x, y + y_lo)
+    far = ~(fabs(x) < ANGLE_LIMIT)
     if any_lane(far):
         y = repair(math.tan, far, x, y)
     return y
@@ -1123,8 +1203,8 @@ def quotient_angle(a: V, b: V) -> tuple[V, V]:
 @helper
 def varctan(x: V) -> V:
     """Return the inverse tangent."""
-    a = minimum(1e300, fabs(x))
-    h, h_lo = quotient_angle(a, splat(1.0))
+    a = minimum(STEEPEST, fabs(x))
+    h, h_lo = quotient_angle(a, 1.0)
     return simd.copysign(h + h_lo, x)
 
 
@@ -1137,8 +1217,7 @@ def varctan2(y: V, x: V) -> V:
     b = select(infinite, select(b == inf, 1.0, 0.0), b)
     larger = maximum(a, b)
     b = select(larger == 0.0, 1.0, b)
-    # Powers of 2 that keep the reciprocal, and what rounding loses, in range.
-    scale = select(larger > 2.0**400, 2.0**-30, 2.0**500)
+    scale = select(larger > QUOTIENT_LARGE, QUOTIENT_DOWN, QUOTIENT_UP)
     h, h_lo = quotient_angle(a * scale, b * scale)
     left = simd.copysign(1.0, x) < 0.0
     far = HALF_PI_PAIR[0] * 2.0 - h
@@ -1281,10 +1360,10 @@ def block(code, instructions, rows, lanes):
     stop = vectors * VECTOR
     for at in range(code, code + 10 * instructions, 10):
         o = read_u16(at)
-        r = read_i64(rows + 8 * read_u16(at + 2))
-        x = read_i64(rows + 8 * read_u16(at + 4))
-        y = read_i64(rows + 8 * read_u16(at + 6))
-        z = read_i64(rows + 8 * read_u16(at + 8))
+        r = word(rows, read_u16(at + 2))
+        x = word(rows, read_u16(at + 4))
+        y = word(rows, read_u16(at + 6))
+        z = word(rows, read_u16(at + 8))
         # add
         if o == 5:
             for m in range(0, stop, VECTOR):
@@ -1685,22 +1764,26 @@ def block(code, instructions, rows, lanes):
             for m in range(0, stop, VECTOR):
                 value = load(x + m) * load(y + m) * load(z + m)
                 store(r + m, value)
-        # negative_product
+        # add_thrice
         elif o == 146:
             for m in range(0, stop, VECTOR):
+                value = load(x + m) + load(y + m) + load(z + m)
+                store(r + m, value)
+        # negative_product
+        elif o == 147:
+            for m in range(0, stop, VECTOR):
                 value = -(load(x + m) * load(y + m))
+                store(r + m, value)
+        # exp_negative_product
+        elif o == 150:
+            for m in range(0, stop, VECTOR):
+                value = vexp(-(load(x + m) * load(y + m)))
                 store(r + m, value)
         else:
             for m in range(0, 8 * lanes, 8):
                 write_f64(r + m, rare(o, read_f64(x + m), read_f64(y + m), read_f64(z + m)))
             for m in range(8 * lanes, stop, 8):
                 write_f64(r + m, read_f64(r))
-
-
-@helper
-def word(at, number):
-    """Return a word of a region or of a window."""
-    return read_i64(at + 8 * number)
 
 
 @helper
@@ -1876,7 +1959,7 @@ def clear(d, w, buffers):
         write_f64(target + 8 * place, 0.0)
 
 
-@helper
+@inlined
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
@@ -1910,7 +1993,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
     pitch = 8 * word(d, BLOCK) + PAD
@@ -1938,7 +2021,7 @@ def owned(d, w, lane, lanes, stop):
     return max(0, min(lanes, stop - lane - word(w, SHIFT)))
 
 
-@helper
+@inlined
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
     pitch = 8 * word(d, BLOCK) + PAD
@@ -1954,13 +2037,13 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
-        row = read_i64(rows + 8 * word(w, ROW))
+        row = word(rows, word(w, ROW))
         target = word(buffers, word(w, BUFFER))
         flat = target + 8 * (word(w, OFFSET) + lane)
         adds = word(w, ADD)
@@ -2004,7 +2087,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -2021,7 +2104,7 @@ def chunk(d, buffers, c, scratch, blocks):
         lane += lanes
 
 
-@helper
+@inlined
 def prepare(d, buffers):
     """Make zero what several windows are going to add to."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -2031,7 +2114,7 @@ def prepare(d, buffers):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def finish(d, buffers):
     """Add up what the chunks have put aside, in their order."""
     chunks = word(d, CHUNKS)

@@ -832,15 +832,21 @@ def forward(op, a, b, k, v, start, stop, cell):
         # multiply_thrice
         elif o == 145:
             result = v[a[i - np.uint64(1)]] * s * v[q]
-        # negative_product
+        # add_thrice
         elif o == 146:
+            result = v[a[i - np.uint64(1)]] + s + v[q]
+        # negative_product
+        elif o == 147:
             result = -(s * v[q])
         # negative_product_xk
-        elif o == 147:
+        elif o == 148:
             result = -(s * k[q])
         # negative_product_kx
-        elif o == 148:
+        elif o == 149:
             result = -(k[q] * s)
+        # exp_negative_product
+        elif o == 150:
+            result = exp(-(s * v[q]))
         else:
             result = rare_forward(o, a, v, i, p, q)
         v[c] = result
@@ -1176,13 +1182,22 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             g[a[i - np.uint64(1)]] += w * (s * v[q])
             g[q] += w * (v[a[i - np.uint64(1)]] * s)
             result = w * (v[a[i - np.uint64(1)]] * v[q])
-        # negative_product
+        # add_thrice
         elif o == 146:
+            g[a[i - np.uint64(1)]] += w
+            g[q] += w
+            result = w
+        # negative_product
+        elif o == 147:
             g[q] += -(w * s)
             result = -(w * v[q])
         # negative_product_xk, negative_product_kx
-        elif o == 147 or o == 148:
+        elif o == 148 or o == 149:
             result = -(w * k[q])
+        # exp_negative_product
+        elif o == 150:
+            g[q] += w * (-s * v[c])
+            result = w * (-v[q] * v[c])
         else:
             result = rare_reverse(o, a, v, g, w, c, i, p, q)
         received = g[p] + result

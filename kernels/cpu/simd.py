@@ -279,10 +279,11 @@ def _residual(context: Any, builder: Any, sig: Any, x: Any, y: Any, z: Any) -> A
 
 
 def _halves(builder: Any, vector: Vector, x: Any) -> tuple[Any, Any]:
-    """Split the significand in two halves whose products are exact (Veltkamp)."""
-    scale = ir.Constant(vector.element, 134217729.0 if vector.bits == 64 else 4097.0)
-    scaled = builder.fmul(x, _spread(builder, scale, vector))
-    high = builder.fsub(scaled, builder.fsub(scaled, x))
+    """Split the significand in two halves, whose products are exact or nearly so."""
+    whole = vector.of("i")
+    mask = ir.Constant(whole.element, -(1 << (27 if vector.bits == 64 else 12)))
+    short = builder.and_(builder.bitcast(x, whole.llvm), _spread(builder, mask, whole))
+    high = builder.bitcast(short, vector.llvm)
     return high, builder.fsub(x, high)
 
 
@@ -291,7 +292,7 @@ def _has_fma(context: Any) -> bool:
     return triple.startswith(("aarch64", "arm64")) or "+fma" in features.split(",")
 
 
-# What p = x * y lost to rounding, exactly, for numbers away from the ends of the range (Dekker).
+# What p = x * y lost to rounding (Dekker), where that is not subnormal.
 product_error = _intrinsic(3, _alike(3), _product_error)
 # x - y * z, rounded once, where y * z is near x.
 residual = _intrinsic(3, _alike(3), _residual)

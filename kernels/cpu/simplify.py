@@ -8,3 +8,4 @@ from tapegrad.kernels.cpu.jit import kernel
 canonicalise = kernel(simplify.canonicalise)
 mark_live = kernel(simplify.mark_live)
 remap = kernel(simplify.remap)
+sort_keys = kernel(simplify.sort_keys)

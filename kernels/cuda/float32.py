@@ -420,8 +420,8 @@ def interpret_in_global(memory, words, code, constants, index, rows):
             x = rows[np.int64(code[at + 2]) * pitch + t]
             second, third = code[at + 3], code[at + 4]
             at += 5
-            if o < 65:
-                if o < 40:
+            if o < 66:
+                if o < 41:
                     if o < 25:
                         if o < 19:
                             if o < 14:
@@ -514,232 +514,232 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                         # exp
                                         value = exp(x)
                             else:
-                                if o < 38:
-                                    # exp2
-                                    value = power(real(2.0), x)
-                                else:
-                                    if o < 39:
+                                if o < 39:
+                                    if o < 38:
+                                        # exp2
+                                        value = power(real(2.0), x)
+                                    else:
                                         # expm1
                                         value = expm1(x)
-                                    else:
+                                else:
+                                    if o < 40:
                                         # log
                                         value = log(x)
-                else:
-                    if o < 52:
-                        if o < 46:
-                            if o < 43:
-                                if o < 41:
-                                    # log2
-                                    value = log2(x)
-                                else:
-                                    if o < 42:
-                                        # log10
-                                        value = log10(x)
                                     else:
+                                        # log2
+                                        value = log2(x)
+                else:
+                    if o < 53:
+                        if o < 47:
+                            if o < 44:
+                                if o < 42:
+                                    # log10
+                                    value = log10(x)
+                                else:
+                                    if o < 43:
                                         # log1p
                                         value = log1p(x)
-                            else:
-                                if o < 44:
-                                    # logaddexp
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(logaddexp(float(x), float(y)))
-                                else:
-                                    if o < 45:
-                                        # logaddexp2
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(logaddexp2(float(x), float(y)))
                                     else:
+                                        # logaddexp
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(logaddexp(float(x), float(y)))
+                            else:
+                                if o < 45:
+                                    # logaddexp2
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = real(logaddexp2(float(x), float(y)))
+                                else:
+                                    if o < 46:
                                         # sin
                                         value = sin(x)
-                        else:
-                            if o < 49:
-                                if o < 47:
-                                    # cos
-                                    value = cos(x)
-                                else:
-                                    if o < 48:
-                                        # tan
-                                        value = tan(x)
                                     else:
+                                        # cos
+                                        value = cos(x)
+                        else:
+                            if o < 50:
+                                if o < 48:
+                                    # tan
+                                    value = tan(x)
+                                else:
+                                    if o < 49:
                                         # arcsin
                                         value = arcsin(x)
-                            else:
-                                if o < 50:
-                                    # arccos
-                                    value = arccos(x)
-                                else:
-                                    if o < 51:
-                                        # arctan
-                                        value = arctan(x)
                                     else:
+                                        # arccos
+                                        value = arccos(x)
+                            else:
+                                if o < 51:
+                                    # arctan
+                                    value = arctan(x)
+                                else:
+                                    if o < 52:
                                         # arctan2
                                         y = rows[np.int64(second) * pitch + t]
                                         value = arctan2(x, y)
-                    else:
-                        if o < 58:
-                            if o < 55:
-                                if o < 53:
-                                    # degrees
-                                    value = product(x, real(DEGREES_PER_RADIAN))
-                                else:
-                                    if o < 54:
-                                        # radians
-                                        value = product(x, real(RADIANS_PER_DEGREE))
                                     else:
+                                        # degrees
+                                        value = product(x, real(DEGREES_PER_RADIAN))
+                    else:
+                        if o < 59:
+                            if o < 56:
+                                if o < 54:
+                                    # radians
+                                    value = product(x, real(RADIANS_PER_DEGREE))
+                                else:
+                                    if o < 55:
                                         # sinh
                                         value = sinh(x)
-                            else:
-                                if o < 56:
-                                    # cosh
-                                    value = cosh(x)
-                                else:
-                                    if o < 57:
-                                        # tanh
-                                        value = tanh(x)
                                     else:
+                                        # cosh
+                                        value = cosh(x)
+                            else:
+                                if o < 57:
+                                    # tanh
+                                    value = tanh(x)
+                                else:
+                                    if o < 58:
                                         # arcsinh
                                         value = arcsinh(x)
-                        else:
-                            if o < 61:
-                                if o < 59:
-                                    # arccosh
-                                    value = arccosh(x)
-                                else:
-                                    if o < 60:
-                                        # arctanh
-                                        value = arctanh(x)
                                     else:
+                                        # arccosh
+                                        value = arccosh(x)
+                        else:
+                            if o < 62:
+                                if o < 60:
+                                    # arctanh
+                                    value = arctanh(x)
+                                else:
+                                    if o < 61:
                                         # floor
                                         value = real(floor(float(x)))
-                            else:
-                                if o < 63:
-                                    if o < 62:
+                                    else:
                                         # ceil
                                         value = real(ceil(float(x)))
-                                    else:
+                            else:
+                                if o < 64:
+                                    if o < 63:
                                         # trunc
                                         value = real(trunc(float(x)))
-                                else:
-                                    if o < 64:
+                                    else:
                                         # rint
                                         value = real(rint(float(x)))
-                                    else:
+                                else:
+                                    if o < 65:
                                         # remainder
                                         y = rows[np.int64(second) * pitch + t]
                                         value = real(remainder(float(x), float(y)))
-            else:
-                if o < 114:
-                    if o < 83:
-                        if o < 71:
-                            if o < 68:
-                                if o < 66:
-                                    # fmod
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(fmod(float(x), float(y)))
-                                else:
-                                    if o < 67:
-                                        # floor_divide
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(floor_divide(float(x), float(y)))
                                     else:
+                                        # fmod
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(fmod(float(x), float(y)))
+            else:
+                if o < 117:
+                    if o < 86:
+                        if o < 72:
+                            if o < 69:
+                                if o < 67:
+                                    # floor_divide
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = real(floor_divide(float(x), float(y)))
+                                else:
+                                    if o < 68:
                                         # modf_fractional
                                         value = real(modf_fractional(float(x)))
-                            else:
-                                if o < 69:
-                                    # modf_integral
-                                    value = real(trunc(float(x)))
-                                else:
-                                    if o < 70:
-                                        # frexp_mantissa
-                                        value = real(frexp_mantissa(float(x)))
                                     else:
+                                        # modf_integral
+                                        value = real(trunc(float(x)))
+                            else:
+                                if o < 70:
+                                    # frexp_mantissa
+                                    value = real(frexp_mantissa(float(x)))
+                                else:
+                                    if o < 71:
                                         # frexp_exponent
                                         value = real(frexp_exponent(float(x)))
-                        else:
-                            if o < 74:
-                                if o < 72:
-                                    # ldexp
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(ldexp(float(x), float(y)))
-                                else:
-                                    if o < 73:
-                                        # nextafter
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = nextafter(x, y)
                                     else:
+                                        # ldexp
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(ldexp(float(x), float(y)))
+                        else:
+                            if o < 77:
+                                if o < 73:
+                                    # nextafter
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = nextafter(x, y)
+                                else:
+                                    if o < 74:
                                         # spacing
                                         value = real(spacing(x))
-                            else:
-                                if o < 77:
-                                    # maximum
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = x if x >= y or isnan(x) else y
-                                else:
-                                    if o < 80:
-                                        # minimum
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = x if x <= y or isnan(x) else y
                                     else:
+                                        # maximum
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = x if x >= y or isnan(x) else y
+                            else:
+                                if o < 80:
+                                    # minimum
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = x if x <= y or isnan(x) else y
+                                else:
+                                    if o < 83:
                                         # fmax
                                         y = rows[np.int64(second) * pitch + t]
                                         value = x if x >= y or isnan(y) else y
-                    else:
-                        if o < 101:
-                            if o < 92:
-                                if o < 86:
-                                    # fmin
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = x if x <= y or isnan(y) else y
-                                else:
-                                    if o < 89:
-                                        # equal
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(1.0) if x == y else real(0.0)
                                     else:
+                                        # fmin
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = x if x <= y or isnan(y) else y
+                    else:
+                        if o < 104:
+                            if o < 95:
+                                if o < 89:
+                                    # equal
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = real(1.0) if x == y else real(0.0)
+                                else:
+                                    if o < 92:
                                         # not_equal
                                         y = rows[np.int64(second) * pitch + t]
                                         value = real(1.0) if x != y else real(0.0)
-                            else:
-                                if o < 95:
-                                    # less
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(1.0) if x < y else real(0.0)
-                                else:
-                                    if o < 98:
-                                        # less_equal
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(1.0) if x <= y else real(0.0)
                                     else:
+                                        # less
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(1.0) if x < y else real(0.0)
+                            else:
+                                if o < 98:
+                                    # less_equal
+                                    y = rows[np.int64(second) * pitch + t]
+                                    value = real(1.0) if x <= y else real(0.0)
+                                else:
+                                    if o < 101:
                                         # greater
                                         y = rows[np.int64(second) * pitch + t]
                                         value = real(1.0) if x > y else real(0.0)
-                        else:
-                            if o < 106:
-                                if o < 104:
-                                    # greater_equal
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(1.0) if x >= y else real(0.0)
-                                else:
-                                    if o < 105:
-                                        # isnan
-                                        value = real(1.0) if isnan(x) else real(0.0)
                                     else:
+                                        # greater_equal
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(1.0) if x >= y else real(0.0)
+                        else:
+                            if o < 107:
+                                if o < 105:
+                                    # isnan
+                                    value = real(1.0) if isnan(x) else real(0.0)
+                                else:
+                                    if o < 106:
                                         # isinf
                                         value = real(1.0) if isinf(x) else real(0.0)
-                            else:
-                                if o < 108:
-                                    if o < 107:
+                                    else:
                                         # isfinite
                                         value = real(1.0) if isfinite(x) else real(0.0)
-                                    else:
+                            else:
+                                if o < 111:
+                                    if o < 108:
                                         # signbit
                                         value = (
                                             real(1.0)
                                             if copysign(real(1.0), x) < real(0.0)
                                             else real(0.0)
                                         )
-                                else:
-                                    if o < 111:
+                                    else:
                                         # logical_and
                                         y = rows[np.int64(second) * pitch + t]
                                         value = (
@@ -747,7 +747,8 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                             if x != real(0.0) and y != real(0.0)
                                             else real(0.0)
                                         )
-                                    else:
+                                else:
+                                    if o < 114:
                                         # logical_or
                                         y = rows[np.int64(second) * pitch + t]
                                         value = (
@@ -755,116 +756,115 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                             if x != real(0.0) or y != real(0.0)
                                             else real(0.0)
                                         )
-                else:
-                    if o < 130:
-                        if o < 124:
-                            if o < 119:
-                                if o < 117:
-                                    # logical_xor
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = (
-                                        real(1.0)
-                                        if (x != real(0.0)) != (y != real(0.0))
-                                        else real(0.0)
-                                    )
-                                else:
-                                    if o < 118:
-                                        # logical_not
-                                        value = real(1.0) if x == real(0.0) else real(0.0)
                                     else:
+                                        # logical_xor
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = (
+                                            real(1.0)
+                                            if (x != real(0.0)) != (y != real(0.0))
+                                            else real(0.0)
+                                        )
+                else:
+                    if o < 132:
+                        if o < 125:
+                            if o < 122:
+                                if o < 118:
+                                    # logical_not
+                                    value = real(1.0) if x == real(0.0) else real(0.0)
+                                else:
+                                    if o < 119:
                                         # where
                                         y = rows[np.int64(second) * pitch + t]
                                         z = rows[np.int64(third) * pitch + t]
                                         value = y if x != real(0.0) else z
-                            else:
-                                if o < 122:
-                                    # heaviside
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = (
-                                        x
-                                        if isnan(x)
-                                        else y
-                                        if x == real(0.0)
-                                        else real(1.0)
-                                        if x > real(0.0)
-                                        else real(0.0)
-                                    )
-                                else:
-                                    if o < 123:
-                                        # erf
-                                        value = erf(x)
                                     else:
+                                        # heaviside
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = (
+                                            x
+                                            if isnan(x)
+                                            else y
+                                            if x == real(0.0)
+                                            else real(1.0)
+                                            if x > real(0.0)
+                                            else real(0.0)
+                                        )
+                            else:
+                                if o < 123:
+                                    # erf
+                                    value = erf(x)
+                                else:
+                                    if o < 124:
                                         # erfc
                                         value = erfc(x)
-                        else:
-                            if o < 127:
-                                if o < 125:
-                                    # gamma
-                                    value = gamma(x)
-                                else:
-                                    if o < 126:
-                                        # lgamma
-                                        value = lgamma(x)
                                     else:
+                                        # gamma
+                                        value = gamma(x)
+                        else:
+                            if o < 128:
+                                if o < 126:
+                                    # lgamma
+                                    value = lgamma(x)
+                                else:
+                                    if o < 127:
                                         # digamma
                                         value = real(digamma(float(x)))
+                                    else:
+                                        # polygamma
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(polygamma(float(x), float(y)))
                             else:
-                                if o < 128:
-                                    # polygamma
-                                    y = rows[np.int64(second) * pitch + t]
-                                    value = real(polygamma(float(x), float(y)))
-                                else:
+                                if o < 130:
                                     if o < 129:
                                         # expit
                                         value = real(expit(float(x)))
                                     else:
                                         # logit
                                         value = real(logit(float(x)))
-                    else:
-                        if o < 136:
-                            if o < 133:
-                                if o < 131:
-                                    # log_expit
-                                    value = real(log_expit(float(x)))
                                 else:
-                                    if o < 132:
+                                    if o < 131:
+                                        # log_expit
+                                        value = real(log_expit(float(x)))
+                                    else:
                                         # softplus
                                         value = real(softplus(float(x)))
-                                    else:
-                                        # xlogy
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(xlogy(float(x), float(y)))
-                            else:
-                                if o < 134:
-                                    # xlog1py
+                    else:
+                        if o < 142:
+                            if o < 135:
+                                if o < 133:
+                                    # xlogy
                                     y = rows[np.int64(second) * pitch + t]
-                                    value = real(xlog1py(float(x), float(y)))
+                                    value = real(xlogy(float(x), float(y)))
                                 else:
-                                    if o < 135:
+                                    if o < 134:
+                                        # xlog1py
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(xlog1py(float(x), float(y)))
+                                    else:
                                         # sinc
                                         value = real(sinc(float(x)))
-                                    else:
-                                        # sinc_derivative
-                                        y = rows[np.int64(second) * pitch + t]
-                                        value = real(sinc_derivative(float(x), float(y)))
-                        else:
-                            if o < 143:
-                                if o < 139:
-                                    # adjoint_multiply
+                            else:
+                                if o < 136:
+                                    # sinc_derivative
                                     y = rows[np.int64(second) * pitch + t]
-                                    value = real(0.0) if x == real(0.0) else product(x, y)
+                                    value = real(sinc_derivative(float(x), float(y)))
                                 else:
-                                    if o < 142:
+                                    if o < 139:
+                                        # adjoint_multiply
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = real(0.0) if x == real(0.0) else product(x, y)
+                                    else:
                                         # adjoint_divide
                                         y = rows[np.int64(second) * pitch + t]
                                         value = real(0.0) if x == real(0.0) else x / y
-                                    else:
-                                        # multiply_add
-                                        y = rows[np.int64(second) * pitch + t]
-                                        z = rows[np.int64(third) * pitch + t]
-                                        value = product(x, y) + z
-                            else:
-                                if o < 145:
+                        else:
+                            if o < 145:
+                                if o < 143:
+                                    # multiply_add
+                                    y = rows[np.int64(second) * pitch + t]
+                                    z = rows[np.int64(third) * pitch + t]
+                                    value = product(x, y) + z
+                                else:
                                     if o < 144:
                                         # multiply_subtract
                                         y = rows[np.int64(second) * pitch + t]
@@ -875,16 +875,27 @@ def interpret_in_global(memory, words, code, constants, index, rows):
                                         y = rows[np.int64(second) * pitch + t]
                                         z = rows[np.int64(third) * pitch + t]
                                         value = z - product(x, y)
-                                else:
+                            else:
+                                if o < 147:
                                     if o < 146:
                                         # multiply_thrice
                                         y = rows[np.int64(second) * pitch + t]
                                         z = rows[np.int64(third) * pitch + t]
                                         value = product(product(x, y), z)
                                     else:
+                                        # add_thrice
+                                        y = rows[np.int64(second) * pitch + t]
+                                        z = rows[np.int64(third) * pitch + t]
+                                        value = x + y + z
+                                else:
+                                    if o < 150:
                                         # negative_product
                                         y = rows[np.int64(second) * pitch + t]
                                         value = -product(x, y)
+                                    else:
+                                        # exp_negative_product
+                                        y = rows[np.int64(second) * pitch + t]
+                                        value = exp(-product(x, y))
             rows[r] = value
         for _ in range(words[OUTPUTS]):
             value = rows[np.int64(words[window + ROW]) * pitch + t]
@@ -933,8 +944,8 @@ def interpret_in_shared(memory, words, code, constants, index):
             x = rows[np.uint32(code[at + 2]) * pitch + t]
             second, third = code[at + 3], code[at + 4]
             at += 5
-            if o < 65:
-                if o < 40:
+            if o < 66:
+                if o < 41:
                     if o < 25:
                         if o < 19:
                             if o < 14:
@@ -1027,232 +1038,232 @@ def interpret_in_shared(memory, words, code, constants, index):
                                         # exp
                                         value = exp(x)
                             else:
-                                if o < 38:
-                                    # exp2
-                                    value = power(real(2.0), x)
-                                else:
-                                    if o < 39:
+                                if o < 39:
+                                    if o < 38:
+                                        # exp2
+                                        value = power(real(2.0), x)
+                                    else:
                                         # expm1
                                         value = expm1(x)
-                                    else:
+                                else:
+                                    if o < 40:
                                         # log
                                         value = log(x)
-                else:
-                    if o < 52:
-                        if o < 46:
-                            if o < 43:
-                                if o < 41:
-                                    # log2
-                                    value = log2(x)
-                                else:
-                                    if o < 42:
-                                        # log10
-                                        value = log10(x)
                                     else:
+                                        # log2
+                                        value = log2(x)
+                else:
+                    if o < 53:
+                        if o < 47:
+                            if o < 44:
+                                if o < 42:
+                                    # log10
+                                    value = log10(x)
+                                else:
+                                    if o < 43:
                                         # log1p
                                         value = log1p(x)
-                            else:
-                                if o < 44:
-                                    # logaddexp
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(logaddexp(float(x), float(y)))
-                                else:
-                                    if o < 45:
-                                        # logaddexp2
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(logaddexp2(float(x), float(y)))
                                     else:
+                                        # logaddexp
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(logaddexp(float(x), float(y)))
+                            else:
+                                if o < 45:
+                                    # logaddexp2
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = real(logaddexp2(float(x), float(y)))
+                                else:
+                                    if o < 46:
                                         # sin
                                         value = sin(x)
-                        else:
-                            if o < 49:
-                                if o < 47:
-                                    # cos
-                                    value = cos(x)
-                                else:
-                                    if o < 48:
-                                        # tan
-                                        value = tan(x)
                                     else:
+                                        # cos
+                                        value = cos(x)
+                        else:
+                            if o < 50:
+                                if o < 48:
+                                    # tan
+                                    value = tan(x)
+                                else:
+                                    if o < 49:
                                         # arcsin
                                         value = arcsin(x)
-                            else:
-                                if o < 50:
-                                    # arccos
-                                    value = arccos(x)
-                                else:
-                                    if o < 51:
-                                        # arctan
-                                        value = arctan(x)
                                     else:
+                                        # arccos
+                                        value = arccos(x)
+                            else:
+                                if o < 51:
+                                    # arctan
+                                    value = arctan(x)
+                                else:
+                                    if o < 52:
                                         # arctan2
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = arctan2(x, y)
-                    else:
-                        if o < 58:
-                            if o < 55:
-                                if o < 53:
-                                    # degrees
-                                    value = product(x, real(DEGREES_PER_RADIAN))
-                                else:
-                                    if o < 54:
-                                        # radians
-                                        value = product(x, real(RADIANS_PER_DEGREE))
                                     else:
+                                        # degrees
+                                        value = product(x, real(DEGREES_PER_RADIAN))
+                    else:
+                        if o < 59:
+                            if o < 56:
+                                if o < 54:
+                                    # radians
+                                    value = product(x, real(RADIANS_PER_DEGREE))
+                                else:
+                                    if o < 55:
                                         # sinh
                                         value = sinh(x)
-                            else:
-                                if o < 56:
-                                    # cosh
-                                    value = cosh(x)
-                                else:
-                                    if o < 57:
-                                        # tanh
-                                        value = tanh(x)
                                     else:
+                                        # cosh
+                                        value = cosh(x)
+                            else:
+                                if o < 57:
+                                    # tanh
+                                    value = tanh(x)
+                                else:
+                                    if o < 58:
                                         # arcsinh
                                         value = arcsinh(x)
-                        else:
-                            if o < 61:
-                                if o < 59:
-                                    # arccosh
-                                    value = arccosh(x)
-                                else:
-                                    if o < 60:
-                                        # arctanh
-                                        value = arctanh(x)
                                     else:
+                                        # arccosh
+                                        value = arccosh(x)
+                        else:
+                            if o < 62:
+                                if o < 60:
+                                    # arctanh
+                                    value = arctanh(x)
+                                else:
+                                    if o < 61:
                                         # floor
                                         value = real(floor(float(x)))
-                            else:
-                                if o < 63:
-                                    if o < 62:
+                                    else:
                                         # ceil
                                         value = real(ceil(float(x)))
-                                    else:
+                            else:
+                                if o < 64:
+                                    if o < 63:
                                         # trunc
                                         value = real(trunc(float(x)))
-                                else:
-                                    if o < 64:
+                                    else:
                                         # rint
                                         value = real(rint(float(x)))
-                                    else:
+                                else:
+                                    if o < 65:
                                         # remainder
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = real(remainder(float(x), float(y)))
-            else:
-                if o < 114:
-                    if o < 83:
-                        if o < 71:
-                            if o < 68:
-                                if o < 66:
-                                    # fmod
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(fmod(float(x), float(y)))
-                                else:
-                                    if o < 67:
-                                        # floor_divide
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(floor_divide(float(x), float(y)))
                                     else:
+                                        # fmod
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(fmod(float(x), float(y)))
+            else:
+                if o < 117:
+                    if o < 86:
+                        if o < 72:
+                            if o < 69:
+                                if o < 67:
+                                    # floor_divide
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = real(floor_divide(float(x), float(y)))
+                                else:
+                                    if o < 68:
                                         # modf_fractional
                                         value = real(modf_fractional(float(x)))
-                            else:
-                                if o < 69:
-                                    # modf_integral
-                                    value = real(trunc(float(x)))
-                                else:
-                                    if o < 70:
-                                        # frexp_mantissa
-                                        value = real(frexp_mantissa(float(x)))
                                     else:
+                                        # modf_integral
+                                        value = real(trunc(float(x)))
+                            else:
+                                if o < 70:
+                                    # frexp_mantissa
+                                    value = real(frexp_mantissa(float(x)))
+                                else:
+                                    if o < 71:
                                         # frexp_exponent
                                         value = real(frexp_exponent(float(x)))
-                        else:
-                            if o < 74:
-                                if o < 72:
-                                    # ldexp
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(ldexp(float(x), float(y)))
-                                else:
-                                    if o < 73:
-                                        # nextafter
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = nextafter(x, y)
                                     else:
+                                        # ldexp
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(ldexp(float(x), float(y)))
+                        else:
+                            if o < 77:
+                                if o < 73:
+                                    # nextafter
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = nextafter(x, y)
+                                else:
+                                    if o < 74:
                                         # spacing
                                         value = real(spacing(x))
-                            else:
-                                if o < 77:
-                                    # maximum
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = x if x >= y or isnan(x) else y
-                                else:
-                                    if o < 80:
-                                        # minimum
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = x if x <= y or isnan(x) else y
                                     else:
+                                        # maximum
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = x if x >= y or isnan(x) else y
+                            else:
+                                if o < 80:
+                                    # minimum
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = x if x <= y or isnan(x) else y
+                                else:
+                                    if o < 83:
                                         # fmax
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = x if x >= y or isnan(y) else y
-                    else:
-                        if o < 101:
-                            if o < 92:
-                                if o < 86:
-                                    # fmin
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = x if x <= y or isnan(y) else y
-                                else:
-                                    if o < 89:
-                                        # equal
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(1.0) if x == y else real(0.0)
                                     else:
+                                        # fmin
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = x if x <= y or isnan(y) else y
+                    else:
+                        if o < 104:
+                            if o < 95:
+                                if o < 89:
+                                    # equal
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = real(1.0) if x == y else real(0.0)
+                                else:
+                                    if o < 92:
                                         # not_equal
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = real(1.0) if x != y else real(0.0)
-                            else:
-                                if o < 95:
-                                    # less
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(1.0) if x < y else real(0.0)
-                                else:
-                                    if o < 98:
-                                        # less_equal
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(1.0) if x <= y else real(0.0)
                                     else:
+                                        # less
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(1.0) if x < y else real(0.0)
+                            else:
+                                if o < 98:
+                                    # less_equal
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    value = real(1.0) if x <= y else real(0.0)
+                                else:
+                                    if o < 101:
                                         # greater
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = real(1.0) if x > y else real(0.0)
-                        else:
-                            if o < 106:
-                                if o < 104:
-                                    # greater_equal
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(1.0) if x >= y else real(0.0)
-                                else:
-                                    if o < 105:
-                                        # isnan
-                                        value = real(1.0) if isnan(x) else real(0.0)
                                     else:
+                                        # greater_equal
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(1.0) if x >= y else real(0.0)
+                        else:
+                            if o < 107:
+                                if o < 105:
+                                    # isnan
+                                    value = real(1.0) if isnan(x) else real(0.0)
+                                else:
+                                    if o < 106:
                                         # isinf
                                         value = real(1.0) if isinf(x) else real(0.0)
-                            else:
-                                if o < 108:
-                                    if o < 107:
+                                    else:
                                         # isfinite
                                         value = real(1.0) if isfinite(x) else real(0.0)
-                                    else:
+                            else:
+                                if o < 111:
+                                    if o < 108:
                                         # signbit
                                         value = (
                                             real(1.0)
                                             if copysign(real(1.0), x) < real(0.0)
                                             else real(0.0)
                                         )
-                                else:
-                                    if o < 111:
+                                    else:
                                         # logical_and
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = (
@@ -1260,7 +1271,8 @@ def interpret_in_shared(memory, words, code, constants, index):
                                             if x != real(0.0) and y != real(0.0)
                                             else real(0.0)
                                         )
-                                    else:
+                                else:
+                                    if o < 114:
                                         # logical_or
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = (
@@ -1268,116 +1280,115 @@ def interpret_in_shared(memory, words, code, constants, index):
                                             if x != real(0.0) or y != real(0.0)
                                             else real(0.0)
                                         )
-                else:
-                    if o < 130:
-                        if o < 124:
-                            if o < 119:
-                                if o < 117:
-                                    # logical_xor
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = (
-                                        real(1.0)
-                                        if (x != real(0.0)) != (y != real(0.0))
-                                        else real(0.0)
-                                    )
-                                else:
-                                    if o < 118:
-                                        # logical_not
-                                        value = real(1.0) if x == real(0.0) else real(0.0)
                                     else:
+                                        # logical_xor
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = (
+                                            real(1.0)
+                                            if (x != real(0.0)) != (y != real(0.0))
+                                            else real(0.0)
+                                        )
+                else:
+                    if o < 132:
+                        if o < 125:
+                            if o < 122:
+                                if o < 118:
+                                    # logical_not
+                                    value = real(1.0) if x == real(0.0) else real(0.0)
+                                else:
+                                    if o < 119:
                                         # where
                                         y = rows[np.uint32(second) * pitch + t]
                                         z = rows[np.uint32(third) * pitch + t]
                                         value = y if x != real(0.0) else z
-                            else:
-                                if o < 122:
-                                    # heaviside
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = (
-                                        x
-                                        if isnan(x)
-                                        else y
-                                        if x == real(0.0)
-                                        else real(1.0)
-                                        if x > real(0.0)
-                                        else real(0.0)
-                                    )
-                                else:
-                                    if o < 123:
-                                        # erf
-                                        value = erf(x)
                                     else:
+                                        # heaviside
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = (
+                                            x
+                                            if isnan(x)
+                                            else y
+                                            if x == real(0.0)
+                                            else real(1.0)
+                                            if x > real(0.0)
+                                            else real(0.0)
+                                        )
+                            else:
+                                if o < 123:
+                                    # erf
+                                    value = erf(x)
+                                else:
+                                    if o < 124:
                                         # erfc
                                         value = erfc(x)
-                        else:
-                            if o < 127:
-                                if o < 125:
-                                    # gamma
-                                    value = gamma(x)
-                                else:
-                                    if o < 126:
-                                        # lgamma
-                                        value = lgamma(x)
                                     else:
+                                        # gamma
+                                        value = gamma(x)
+                        else:
+                            if o < 128:
+                                if o < 126:
+                                    # lgamma
+                                    value = lgamma(x)
+                                else:
+                                    if o < 127:
                                         # digamma
                                         value = real(digamma(float(x)))
+                                    else:
+                                        # polygamma
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(polygamma(float(x), float(y)))
                             else:
-                                if o < 128:
-                                    # polygamma
-                                    y = rows[np.uint32(second) * pitch + t]
-                                    value = real(polygamma(float(x), float(y)))
-                                else:
+                                if o < 130:
                                     if o < 129:
                                         # expit
                                         value = real(expit(float(x)))
                                     else:
                                         # logit
                                         value = real(logit(float(x)))
-                    else:
-                        if o < 136:
-                            if o < 133:
-                                if o < 131:
-                                    # log_expit
-                                    value = real(log_expit(float(x)))
                                 else:
-                                    if o < 132:
+                                    if o < 131:
+                                        # log_expit
+                                        value = real(log_expit(float(x)))
+                                    else:
                                         # softplus
                                         value = real(softplus(float(x)))
-                                    else:
-                                        # xlogy
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(xlogy(float(x), float(y)))
-                            else:
-                                if o < 134:
-                                    # xlog1py
+                    else:
+                        if o < 142:
+                            if o < 135:
+                                if o < 133:
+                                    # xlogy
                                     y = rows[np.uint32(second) * pitch + t]
-                                    value = real(xlog1py(float(x), float(y)))
+                                    value = real(xlogy(float(x), float(y)))
                                 else:
-                                    if o < 135:
+                                    if o < 134:
+                                        # xlog1py
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(xlog1py(float(x), float(y)))
+                                    else:
                                         # sinc
                                         value = real(sinc(float(x)))
-                                    else:
-                                        # sinc_derivative
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        value = real(sinc_derivative(float(x), float(y)))
-                        else:
-                            if o < 143:
-                                if o < 139:
-                                    # adjoint_multiply
+                            else:
+                                if o < 136:
+                                    # sinc_derivative
                                     y = rows[np.uint32(second) * pitch + t]
-                                    value = real(0.0) if x == real(0.0) else product(x, y)
+                                    value = real(sinc_derivative(float(x), float(y)))
                                 else:
-                                    if o < 142:
+                                    if o < 139:
+                                        # adjoint_multiply
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = real(0.0) if x == real(0.0) else product(x, y)
+                                    else:
                                         # adjoint_divide
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = real(0.0) if x == real(0.0) else x / y
-                                    else:
-                                        # multiply_add
-                                        y = rows[np.uint32(second) * pitch + t]
-                                        z = rows[np.uint32(third) * pitch + t]
-                                        value = product(x, y) + z
-                            else:
-                                if o < 145:
+                        else:
+                            if o < 145:
+                                if o < 143:
+                                    # multiply_add
+                                    y = rows[np.uint32(second) * pitch + t]
+                                    z = rows[np.uint32(third) * pitch + t]
+                                    value = product(x, y) + z
+                                else:
                                     if o < 144:
                                         # multiply_subtract
                                         y = rows[np.uint32(second) * pitch + t]
@@ -1388,16 +1399,27 @@ def interpret_in_shared(memory, words, code, constants, index):
                                         y = rows[np.uint32(second) * pitch + t]
                                         z = rows[np.uint32(third) * pitch + t]
                                         value = z - product(x, y)
-                                else:
+                            else:
+                                if o < 147:
                                     if o < 146:
                                         # multiply_thrice
                                         y = rows[np.uint32(second) * pitch + t]
                                         z = rows[np.uint32(third) * pitch + t]
                                         value = product(product(x, y), z)
                                     else:
+                                        # add_thrice
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        z = rows[np.uint32(third) * pitch + t]
+                                        value = x + y + z
+                                else:
+                                    if o < 150:
                                         # negative_product
                                         y = rows[np.uint32(second) * pitch + t]
                                         value = -product(x, y)
+                                    else:
+                                        # exp_negative_product
+                                        y = rows[np.uint32(second) * pitch + t]
+                                        value = exp(-product(x, y))
             rows[r] = value
         for _ in range(words[OUTPUTS]):
             value = rows[np.uint32(words[window + ROW]) * pitch + t]

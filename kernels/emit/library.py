@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -60,10 +61,16 @@ def _definitions(source: Path, kind: type[ast.stmt]) -> dict[str, tuple[str, set
     found = {}
     for node in ast.parse(text).body:
         if isinstance(node, kind):
-            name = node.name if isinstance(node, ast.FunctionDef) else ast.unparse(node.targets[0])
             names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
-            found[name] = ("\n".join(lines[node.lineno - 1 : node.end_lineno]), names)
+            made = {node.name} if isinstance(node, ast.FunctionDef) else _targets(node)
+            for name in made:
+                found[name] = ("\n".join(lines[node.lineno - 1 : node.end_lineno]), names)
     return found
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    assert isinstance(node, ast.Assign)
+    return [n.id for n in ast.walk(node.targets[0]) if isinstance(n, ast.Name)]
 
 
 def _functions() -> dict[str, tuple[str, set[str]]]:
@@ -89,8 +96,15 @@ def _vectors(kind: type[ast.stmt]) -> dict[str, tuple[str, set[str]]]:
     return {n: d for source in VECTORS for n, d in _definitions(source, kind).items()}
 
 
-def vector_library(used: set[str]) -> tuple[list[str], str]:
+def vector_library(used: set[str], single: bool = False) -> tuple[list[str], str]:
     """Return what a module needs that uses these functions of kernels/vector_*.py.
+
+    Parameters
+    ----------
+    used : set of str
+        The functions.
+    single : bool
+        Whether for float32: the functions are then called, say, `vexp32`.
 
     Returns
     -------
@@ -104,11 +118,22 @@ def vector_library(used: set[str]) -> tuple[list[str], str]:
     unknown = used - set(functions)
     if unknown:
         raise ValueError(f"no function {sorted(unknown)}; write it in kernels/vector_*.py")
-    needed = _closure(used, functions, constants) | {"V", "I"}
+    needed = _closure(used, functions, constants)
     operations = set(_definitions(SIMD, ast.Assign)) | set(_definitions(SIMD, ast.FunctionDef))
+    names = sorted(needed & operations)
+    narrow = {name: f"{name}32" for name in (*functions, *constants) if f"{name}32" in constants}
+    narrow |= {name: f"{name}32" for name in functions}
+    if single:
+        needed = {narrow.get(name, name) for name in needed}
+    needed |= {"V", "I"}
     parts = [constants[name][0] for name in constants if name in needed]
-    parts += [f"\n\n@helper\n{functions[n][0]}" for n in functions if n in needed]
-    return sorted(needed & operations), "\n".join(parts)
+    for name, (text, _) in functions.items():
+        if single:
+            text = re.sub(r"\w+", lambda word: narrow.get(word[0], word[0]), text)
+            name = narrow[name]
+        if name in needed:
+            parts.append(f"\n\n@helper\n{text}")
+    return names, "\n".join(dict.fromkeys(parts))
 
 
 def scalar_library(used: set[str]) -> tuple[set[str], dict[str, str]]:

@@ -74,10 +74,10 @@ def block(code, instructions, rows, lanes):
     stop = vectors * VECTOR
     for at in range(code, code + 10 * instructions, 10):
         o = read_u16(at)
-        r = read_i64(rows + 8 * read_u16(at + 2))
-        x = read_i64(rows + 8 * read_u16(at + 4))
-        y = read_i64(rows + 8 * read_u16(at + 6))
-        z = read_i64(rows + 8 * read_u16(at + 8))
+        r = word(rows, read_u16(at + 2))
+        x = word(rows, read_u16(at + 4))
+        y = word(rows, read_u16(at + 6))
+        z = word(rows, read_u16(at + 8))
 {cases}
         else:
             for m in range(0, 8 * lanes, 8):
@@ -130,12 +130,12 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
 
 _JIT = "from tapegrad.kernels.cpu.jit import helper, kernel\n"
 _SIMD_IMPORTS = """from tapegrad.kernels.cpu import simd
-from tapegrad.kernels.cpu.jit import call_native, helper, kernel, native
+from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
 from tapegrad.kernels.cpu.simd import (
 {names})
 """
 _SIMD_NAMES = (
-    *("fabs", "load", "read_f64", "read_i64", "read_u16", "read_u32", "select", "store"),
+    *("fabs", "load", "read_f64", "read_u16", "read_u32", "select", "store"),
     *("write_f64", "write_i64"),
 )
 _NUMBERS = """WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes

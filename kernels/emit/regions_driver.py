@@ -21,12 +21,6 @@ def constants() -> str:
 
 
 DRIVER = '''@helper
-def word(at, number):
-    """Return a word of a region or of a window."""
-    return read_i64(at + 8 * number)
-
-
-@helper
 def copy(target, source, lanes):
     """Copy numbers."""
     whole = lanes // WIDTH * VECTOR
@@ -199,7 +193,7 @@ def clear(d, w, buffers):
         write_f64(target + 8 * place, 0.0)
 
 
-@helper
+@inlined
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
@@ -233,7 +227,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
     pitch = 8 * word(d, BLOCK) + PAD
@@ -261,7 +255,7 @@ def owned(d, w, lane, lanes, stop):
     return max(0, min(lanes, stop - lane - word(w, SHIFT)))
 
 
-@helper
+@inlined
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
     pitch = 8 * word(d, BLOCK) + PAD
@@ -277,13 +271,13 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
-        row = read_i64(rows + 8 * word(w, ROW))
+        row = word(rows, word(w, ROW))
         target = word(buffers, word(w, BUFFER))
         flat = target + 8 * (word(w, OFFSET) + lane)
         adds = word(w, ADD)
@@ -327,7 +321,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -344,7 +338,7 @@ def chunk(d, buffers, c, scratch, blocks):
         lane += lanes
 
 
-@helper
+@inlined
 def prepare(d, buffers):
     """Make zero what several windows are going to add to."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -354,7 +348,7 @@ def prepare(d, buffers):
         w += WINDOW_BYTES
 
 
-@helper
+@inlined
 def finish(d, buffers):
     """Add up what the chunks have put aside, in their order."""
     chunks = word(d, CHUNKS)

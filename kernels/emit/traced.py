@@ -71,11 +71,11 @@ def _functions(row: Row) -> list[str]:
             *_body(row, contribution(tree), tracked),
             "\n",
         ]
-        flow = _flow(tree)
-        if not isinstance(flow, ast.Constant):
+        condition = flow(tree)
+        if not isinstance(condition, ast.Constant):
             texts += [
                 f"def _{row.name}_{name}_flows({_HANDED}, {operands}) -> Any:",
-                *_body(row, flow, tracked),
+                *_body(row, condition, tracked),
                 "\n",
             ]
     return ["\n".join(texts).rstrip() + "\n"] if texts else []
@@ -100,18 +100,18 @@ def _broken(node: ast.Call) -> list[str]:
     return [f"    return {ast.unparse(node.func)}(", *arguments, "    )"]
 
 
-def _flow(partial: ast.expr) -> ast.expr:
+def flow(partial: ast.expr) -> ast.expr:
     """Return the condition for an adjoint to flow: false where the partial is zero, and stays so.
 
     That is in a branch that is a literal zero, and where a step function such as ``sign`` is zero.
     """
     if isinstance(partial, ast.UnaryOp) and isinstance(partial.op, ast.USub):
-        return _flow(partial.operand)
+        return flow(partial.operand)
     if isinstance(partial, ast.Call) and _is_step(ast.unparse(partial.func)):
         return ast.Compare(partial, [ast.NotEq()], [ast.Constant(0.0)])
     if not isinstance(partial, ast.IfExp):
         return ast.Constant(not (isinstance(partial, ast.Constant) and partial.value == 0))
-    body, orelse = _flow(partial.body), _flow(partial.orelse)
+    body, orelse = flow(partial.body), flow(partial.orelse)
     if not (isinstance(body, ast.Constant) and isinstance(orelse, ast.Constant)):
         return ast.IfExp(partial.test, body, orelse)
     if body.value == orelse.value:
@@ -174,7 +174,7 @@ def _contribution_of(row: Row, name: str, partial: object) -> str:
 
 
 def _flow_of(row: Row, name: str, partial: object) -> str:
-    conditional = isinstance(partial, str) and not isinstance(_flow(parse(partial)), ast.Constant)
+    conditional = isinstance(partial, str) and not isinstance(flow(parse(partial)), ast.Constant)
     return f"_{row.name}_{name}_flows" if conditional else "None"
 
 

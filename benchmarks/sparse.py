@@ -1,0 +1,65 @@
+"""asv: sparse derivatives, in CPU time: what is done once, apart from what each matrix takes."""
+
+import time
+
+import numpy as np
+
+import tapegrad as tg
+
+from .recorded import prepared, swept_hessian
+from .workloads import rosenbrock, rosenbrock_point
+
+
+def bratu(u):
+    """Return the residual of a nonlinear PDE on a square grid."""
+    n = round(u.size**0.5)
+    grid = u.reshape(n, n)
+    r = 4.0 * grid - np.exp(grid) / (n + 1) ** 2
+    r[1:] -= grid[:-1]
+    r[:-1] -= grid[1:]
+    r[:, 1:] -= grid[:, :-1]
+    r[:, :-1] -= grid[:, 1:]
+    return r.ravel()
+
+
+class Hessian:
+    """The Hessian of the chained Rosenbrock function, tridiagonal."""
+
+    timer = time.process_time
+    params = ((2_000, 20_000), ("derived", "swept"))
+    param_names = ("length", "way")
+
+    def setup(self, length, way):
+        self.x = rosenbrock_point(length)
+        f = lambda x: rosenbrock(x, length)  # noqa: E731
+        self.hessian = tg.sparse_hessian(f) if way == "derived" else swept_hessian(f, self.x)[0]
+        self.prepare = prepared(self.hessian, self.x, derive=way == "derived")
+        self.time_matrix(length, way)
+
+    def time_matrix(self, length, way):
+        with tg.executor("compiled"):
+            self.hessian(self.x)
+
+    def time_prepare(self, length, way):
+        self.prepare()
+
+
+class Jacobian:
+    """The Jacobian of a PDE, five nonzeros a row."""
+
+    timer = time.process_time
+    params = (10_000,)
+    param_names = ("unknowns",)
+
+    def setup(self, unknowns):
+        self.u = np.zeros(unknowns)
+        self.jacobian = tg.sparse_jacobian(bratu)
+        self.prepare = prepared(self.jacobian, self.u, derive=True)
+        self.time_matrix(unknowns)
+
+    def time_matrix(self, unknowns):
+        with tg.executor("compiled"):
+            self.jacobian(self.u)
+
+    def time_prepare(self, unknowns):
+        self.prepare()

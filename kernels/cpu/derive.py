@@ -1,0 +1,682 @@
+"""Deriving code from code: gradients, and derivatives one by one, as straight scalar programs.
+
+Code is columns of instructions, each of which gives one cell: an opcode, and operands that are
+cells or constants.  Constants have negative numbers: -1 - i is number `i` of their pool; an operand
+that a row does not have is -1.  New instructions go through `emit`, which computes with constants,
+drops what changes nothing, and finds what is there already, so that derivatives come out nearly as
+short as by hand.
+
+Whoever calls `emit` gets a copy of it from the compiler, so that kernels call it in few places.
+
+Columns are narrow; `int64` makes each number that is read one of the same type, for which alone the
+helpers are compiled.
+"""
+
+# Types are left to the compiler, which needs none.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tapegrad.kernels.cpu.jit import helper, kernel
+
+int64 = np.int64
+
+NOTHING = -(1 << 31)
+"""In the place of a cell or constant: there is none."""
+
+NONE = int64(-1)
+"""An operand that a row does not have."""
+
+# Roles: what `emit` knows of some rows. Their opcodes come as data, since new rows shift them.
+ROLES = (
+    *("", "add", "subtract", "multiply", "divide", "negative", "positive", "square"),
+    *("integer_power", "where", "equal", "not_equal", "less", "less_equal", "greater"),
+    *("greater_equal", "logical_and", "logical_or", "logical_not"),
+)
+ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATIVE, POSITIVE, SQUARE, INTEGER_POWER, WHERE = range(1, 10)
+EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, NOT = range(10, 19)
+
+ROLE = 256  # see `Code.roles`
+FLOWS = 3 * 256
+ROOM = 256  # instructions and constants that one operation may take, and more
+
+
+class Code(NamedTuple):
+    """The columns of code, and what `emit` needs beside them.
+
+    Attributes
+    ----------
+    ins
+        By cell: opcode, which is 0 for an input, and operands x, y and z.
+    k
+        The pool of constants.
+    table, k_table
+        Hash tables of cells, and of constants, plus one; at least twice as large as the columns.
+    roles
+        By opcode: its role; by ROLE + role: its opcode.
+    steps
+        Rows of opcode and operands of the programs of partials, one step after another.
+    used
+        How many cells and constants there are.
+    """
+
+    ins: Any
+    k: Any
+    table: Any
+    k_table: Any
+    roles: Any
+    steps: Any
+    used: Any
+
+
+# `programs` has for each partial, at 3 * opcode + operand, and FLOWS later for the condition under
+# which it flows: the first step, or -1 for no program, the step after the last, and what names its
+# value. In steps, 0, 1, 2 are operands, 3 is the result of the row, 4 + t is step t of the program,
+# and negative numbers are constants.
+
+
+@intrinsic
+def bare(context, array):
+    """Return an array without an owner: helpers would count its users at each call."""
+
+    def without_owner(context, builder, signature, args):
+        result = context.make_array(array)(context, builder, value=args[0])
+        result.meminfo = cgutils.get_null_value(result.meminfo.type)
+        return result._getvalue()
+
+    return array(array), without_owner
+
+
+@helper
+def mixed(o, x, y, z):
+    """Return a hash of four numbers, whose low bits are as good as any."""
+    h = (x + 1) * int64(-7046029254386353131) + (y + 1) * int64(-4417276706812531889)
+    h += z * int64(1609587929392839161) + o * int64(-8796714831421723037)
+    return h ^ (h >> 29) ^ (h >> 43)
+
+
+@helper
+def constant(k, k_table, used, value):
+    """Return the number of a constant, which is negative."""
+    mask = len(k_table) - 1
+    slot = mixed(np.float64(value).view(int64), 0, 0, 0) & mask
+    while k_table[slot] != 0:
+        known = k[k_table[slot] - 1]
+        if known == value and (value != 0.0 or 1.0 / known == 1.0 / value):
+            return -int64(k_table[slot])
+        slot = (slot + 1) & mask
+    n = used[1]
+    k[n] = value
+    k_table[slot] = n + 1
+    used[1] = n + 1
+    return -1 - n
+
+
+@helper
+def emit(ins, k, table, k_table, roles, used, free, o, x, y, z):
+    """Return the cell, or constant, that has the value of an operation, appended if it is new.
+
+    Where `free`, rounding may differ from that of the operation as it stands.
+    """
+    while True:
+        r = roles[o]
+        if r == 0:
+            break
+        if r == POSITIVE:
+            return x
+        if r == SQUARE:
+            o = roles[ROLE + MULTIPLY]
+            y = x
+        elif r == NEGATIVE:
+            if x < 0:
+                return constant(k, k_table, used, -k[-1 - x])
+            inner = roles[int64(ins[x, 0])]
+            if inner == NEGATIVE:
+                return int64(ins[x, 1])
+            if inner == MULTIPLY and int64(ins[x, 1]) < 0:
+                o = int64(ins[x, 0])
+                y = int64(ins[x, 2])
+                x = constant(k, k_table, used, -k[-1 - int64(ins[x, 1])])
+            elif inner == SUBTRACT:
+                o = int64(ins[x, 0])
+                y = int64(ins[x, 1])
+                x = int64(ins[x, 2])
+            else:
+                break
+        elif r == ADD:
+            if y < 0 and x >= 0:
+                x, y = y, x
+            if x < 0:
+                if y < 0:
+                    return constant(k, k_table, used, k[-1 - x] + k[-1 - y])
+                if k[-1 - x] == 0.0:
+                    return y
+                if free and roles[int64(ins[y, 0])] == ADD and int64(ins[y, 1]) < 0:
+                    x = constant(k, k_table, used, k[-1 - x] + k[-1 - int64(ins[y, 1])])
+                    y = int64(ins[y, 2])
+                    continue
+                break
+            if x == y:
+                o = roles[ROLE + MULTIPLY]
+                x = constant(k, k_table, used, 2.0)
+                continue
+            if roles[int64(ins[y, 0])] == NEGATIVE:
+                o = roles[ROLE + SUBTRACT]
+                y = int64(ins[y, 1])
+                continue
+            if roles[int64(ins[x, 0])] == NEGATIVE:
+                o = roles[ROLE + SUBTRACT]
+                x, y = y, int64(ins[x, 1])
+                continue
+            if free:
+                factor_x, base_x = multiple(ins, k, roles, x)
+                factor_y, base_y = multiple(ins, k, roles, y)
+                if base_x == base_y:
+                    o = roles[ROLE + MULTIPLY]
+                    x = constant(k, k_table, used, factor_x + factor_y)
+                    y = base_y
+                    continue
+            if x > y:
+                x, y = y, x
+            break
+        elif r == SUBTRACT:
+            if y < 0:
+                if x < 0:
+                    return constant(k, k_table, used, k[-1 - x] - k[-1 - y])
+                o = roles[ROLE + ADD]
+                y = constant(k, k_table, used, -k[-1 - y])
+                continue
+            if x < 0:
+                if k[-1 - x] == 0.0:
+                    o = roles[ROLE + NEGATIVE]
+                    x = y
+                    y = int64(-1)
+                    continue
+                break
+            if roles[int64(ins[y, 0])] == NEGATIVE:
+                o = roles[ROLE + ADD]
+                y = int64(ins[y, 1])
+                continue
+            if free and x != y:
+                factor_x, base_x = multiple(ins, k, roles, x)
+                factor_y, base_y = multiple(ins, k, roles, y)
+                if base_x == base_y:
+                    o = roles[ROLE + MULTIPLY]
+                    x = constant(k, k_table, used, factor_x - factor_y)
+                    y = base_y
+                    continue
+            break
+        elif r == MULTIPLY:
+            if y < 0 and x >= 0:
+                x, y = y, x
+            if x < 0:
+                factor = k[-1 - x]
+                if y < 0:
+                    return constant(k, k_table, used, factor * k[-1 - y])
+                if factor == 1.0:
+                    return y
+                inner = roles[int64(ins[y, 0])]
+                if factor == -1.0:
+                    o = roles[ROLE + NEGATIVE]
+                    x = y
+                    y = int64(-1)
+                    continue
+                if inner == NEGATIVE:
+                    x = constant(k, k_table, used, -factor)
+                    y = int64(ins[y, 1])
+                    continue
+                if free and inner == MULTIPLY and int64(ins[y, 1]) < 0:
+                    product = factor * k[-1 - int64(ins[y, 1])]
+                    if isfinite(product) and abs(product) > 1e-290:
+                        x = constant(k, k_table, used, product)
+                        y = int64(ins[y, 2])
+                        continue
+                break
+            if roles[int64(ins[x, 0])] == NEGATIVE and roles[int64(ins[y, 0])] == NEGATIVE:
+                x = int64(ins[x, 1])
+                y = int64(ins[y, 1])
+            if x > y:
+                x, y = y, x
+            break
+        elif r == DIVIDE:
+            if y < 0:
+                if x < 0 and k[-1 - y] != 0.0:
+                    return constant(k, k_table, used, k[-1 - x] / k[-1 - y])
+                if k[-1 - y] == 1.0:
+                    return x
+            break
+        elif r == INTEGER_POWER:
+            if y < 0 and k[-1 - y] == 1.0:
+                return x
+            if y < 0 and k[-1 - y] == 0.0:
+                return constant(k, k_table, used, 1.0)
+            if y < 0 and k[-1 - y] == 2.0:
+                o = roles[ROLE + MULTIPLY]
+                y = x
+                continue
+            break
+        elif r == WHERE:
+            if x < 0:
+                return y if k[-1 - x] != 0.0 else z
+            if y == z:
+                return y
+            if y >= 0 and roles[ins[y, 0]] == WHERE and ins[y, 1] == x:
+                y = int64(ins[y, 2])
+            elif z >= 0 and roles[ins[z, 0]] == WHERE and ins[z, 1] == x:
+                z = int64(ins[z, 3])
+            else:
+                break
+        elif r == NOT:
+            if x < 0:
+                return constant(k, k_table, used, 1.0 if k[-1 - x] == 0.0 else 0.0)
+            break
+        elif r in (AND, OR):
+            decisive = 0.0 if r == AND else 1.0
+            if x < 0 and (k[-1 - x] != 0.0) == (decisive != 0.0):
+                return constant(k, k_table, used, decisive)
+            if y < 0 and (k[-1 - y] != 0.0) == (decisive != 0.0):
+                return constant(k, k_table, used, decisive)
+            if x < 0 and y < 0:
+                return constant(k, k_table, used, 1.0 - decisive)
+            break
+        else:
+            if x >= 0 or y >= 0:
+                break
+            one = k[-1 - x]
+            other = k[-1 - y]
+            holds = (
+                (r == EQUAL and one == other)
+                or (r == NOT_EQUAL and one != other)
+                or (r == LESS and one < other)
+                or (r == LESS_EQUAL and one <= other)
+                or (r == GREATER and one > other)
+                or (r == GREATER_EQUAL and one >= other)
+            )
+            return constant(k, k_table, used, 1.0 if holds else 0.0)
+    mask = len(table) - 1
+    slot = mixed(o, x, y, z) & mask
+    while table[slot] != 0:
+        c = int64(table[slot]) - 1
+        if ins[c, 0] == o and ins[c, 1] == x and ins[c, 2] == y and ins[c, 3] == z:
+            return c
+        slot = (slot + 1) & mask
+    n = used[0]
+    ins[n, 0] = o
+    ins[n, 1] = x
+    ins[n, 2] = y
+    ins[n, 3] = z
+    table[slot] = n + 1
+    used[0] = n + 1
+    return n
+
+
+@helper
+def multiple(ins, k, roles, c):
+    """Return factor and cell of which a cell is the product; the factor is a constant."""
+    if roles[ins[c, 0]] == MULTIPLY and ins[c, 1] < 0:
+        return k[-1 - ins[c, 1]], int64(ins[c, 2])
+    return 1.0, c
+
+
+@helper
+def run(ins, k, table, k_table, roles, used, steps, programs, entry, c, scratch):
+    """Emit a program of `steps` for the operands of a cell; return what it gives."""
+    x, y, z = operand(ins, c, 0), operand(ins, c, 1), operand(ins, c, 2)
+    first = programs[entry, 0]
+    for t in range(first, programs[entry, 1]):
+        for j in range(3):
+            name = steps[t, j + 1]
+            if name >= 4:
+                scratch[j] = scratch[name]
+            elif name < 0:
+                scratch[j] = name
+            else:
+                scratch[j] = x if name == 0 else y if name == 1 else z if name == 2 else c
+        scratch[4 + t - first] = emit(
+            ins,
+            k,
+            table,
+            k_table,
+            roles,
+            used,
+            True,
+            steps[t, 0],
+            scratch[0],
+            scratch[1],
+            scratch[2],
+        )
+    name = programs[entry, 2]
+    if name >= 4:
+        return scratch[name]
+    if name < 0:
+        return name
+    return x if name == 0 else y if name == 1 else z if name == 2 else c
+
+
+@helper
+def operand(ins, c, j):
+    """Return operand `j` of a cell."""
+    return int64(ins[c, j + 1])
+
+
+@helper
+def partial(ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch):
+    """Return the partial of cell `c`, of opcode `o`, to its operand `j`, or NOTHING for none.
+
+    The other answer is the condition under which something flows: a cell, or NOTHING for always.
+    """
+    entry = 3 * o + j
+    condition = int64(NOTHING)
+    result = int64(NOTHING)
+    if programs[entry, 0] < 0:
+        return result, condition
+    for turn in range(2):
+        at = entry + FLOWS if turn == 0 else entry
+        if programs[at, 0] < 0:
+            continue
+        found = run(ins, k, table, k_table, roles, used, steps, programs, at, c, scratch)
+        if turn == 1:
+            result = found
+        elif found >= 0:
+            condition = found
+        elif k[-1 - found] == 0.0:
+            return result, condition
+    return result, condition
+
+
+@kernel
+def rehash(code):
+    """Fill the hash tables anew, which must be zero."""
+    ins, k, table, k_table, used = code.ins, code.k, code.table, code.k_table, code.used
+    mask = len(table) - 1
+    for c in range(used[0]):
+        if ins[c, 0] != 0:
+            x, y, z = operand(ins, c, 0), operand(ins, c, 1), operand(ins, c, 2)
+            slot = mixed(int64(ins[c, 0]), x, y, z) & mask
+            while table[slot] != 0:
+                slot = (slot + 1) & mask
+            table[slot] = c + 1
+    mask = len(k_table) - 1
+    for i in range(used[1]):
+        slot = mixed(np.float64(k[i]).view(int64), 0, 0, 0) & mask
+        while k_table[slot] != 0:
+            slot = (slot + 1) & mask
+        k_table[slot] = i + 1
+
+
+@helper
+def has_room(ins, k, used):
+    """Say whether one more operation fits."""
+    return used[0] + ROOM <= len(ins) and used[1] + ROOM <= len(k)
+
+
+@kernel
+def copy(code, op, x, y, z, to, first, stop):
+    """Append instructions; `to` says, by old cell, which new one has its value.
+
+    Returns the instruction where room ran out, or `stop`.
+    """
+    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
+    k_table, roles, used = bare(code.k_table), bare(code.roles), bare(code.used)
+    for c in range(first, stop):
+        if op[c] == 0:
+            continue
+        if not has_room(ins, k, used):
+            return c
+        p = int64(x[c] if x[c] < 0 else to[x[c]])
+        q = int64(y[c] if y[c] < 0 else to[y[c]])
+        r = int64(z[c] if z[c] < 0 else to[z[c]])
+        to[c] = emit(ins, k, table, k_table, roles, used, False, int64(op[c]), p, q, r)
+    return stop
+
+
+@kernel
+def reach_forward(code, programs, active, stop):
+    """Mark cells that derivatives may flow to from marked ones."""
+    ins = code.ins
+    for c in range(stop):
+        o = int64(ins[c, 0])
+        if o == 0:
+            continue
+        for j in range(3):
+            p = operand(ins, c, j)
+            if programs[3 * o + j, 0] >= 0 and p >= 0 and active[p]:
+                active[c] = 1
+
+
+@kernel
+def reach_backward(code, programs, needed, stop):
+    """Mark cells that derivatives of marked ones may flow from."""
+    ins = code.ins
+    for c in range(stop - 1, -1, -1):
+        o = int64(ins[c, 0])
+        if o == 0 or needed[c] == 0:
+            continue
+        for j in range(3):
+            p = operand(ins, c, j)
+            if programs[3 * o + j, 0] >= 0 and p >= 0:
+                needed[p] = 1
+
+
+@kernel
+def reverse(code, programs, active, adjoint, condition, scratch, start):
+    """Append a backward sweep from cell `start` - 1 down.
+
+    Where an adjoint is zero because a branch was not taken, it has to stay zero, whatever it is
+    multiplied by: it has a condition, and what is made of it is chosen by that.
+
+    Parameters
+    ----------
+    active
+        By cell: whether adjoints are wanted.
+    adjoint, condition
+        By cell: its adjoint, and the condition under which it is not zero; NOTHING for none.
+
+    Returns
+    -------
+    int
+        Where room ran out, or 0.
+    """
+    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
+    k_table, roles = bare(code.k_table), bare(code.roles)
+    steps, used = bare(code.steps), bare(code.used)
+    programs, scratch = bare(programs), bare(scratch)
+    multiply, add = roles[ROLE + MULTIPLY], roles[ROLE + ADD]
+    where, and_, or_ = roles[ROLE + WHERE], roles[ROLE + AND], roles[ROLE + OR]
+    zero = constant(k, k_table, used, 0.0)
+    for c in range(start - 1, -1, -1):
+        w = int64(adjoint[c])
+        o = int64(ins[c, 0])
+        if w == NOTHING or o == 0:
+            continue
+        if not has_room(ins, k, used):
+            return c + 1
+        mask = int64(condition[c])
+        for j in range(3):
+            p = operand(ins, c, j)
+            if programs[3 * o + j, 0] < 0 or p < 0 or active[p] == 0:
+                continue
+            d, flow = partial(
+                ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch
+            )
+            if d == NOTHING or (d < 0 and k[-1 - d] == 0.0):
+                continue
+            # Four instructions, of which some are not needed: one call of `emit` for all.
+            received = w
+            before = int64(adjoint[p])
+            open_ = int64(condition[p])
+            for turn in range(5):
+                if turn == 0:
+                    received = emit(ins, k, table, k_table, roles, used, True, multiply, w, d, NONE)
+                elif turn == 1:
+                    if mask != NOTHING:
+                        received = emit(
+                            ins, k, table, k_table, roles, used, True, where, mask, received, zero
+                        )
+                elif turn == 2:
+                    if mask != NOTHING and flow != NOTHING:
+                        flow = emit(
+                            ins, k, table, k_table, roles, used, True, and_, mask, flow, NONE
+                        )
+                    elif mask != NOTHING:
+                        flow = mask
+                elif before != NOTHING:
+                    if turn == 3:
+                        received = emit(
+                            ins, k, table, k_table, roles, used, True, add, before, received, NONE
+                        )
+                    elif open_ != NOTHING and flow != NOTHING:
+                        flow = emit(
+                            ins, k, table, k_table, roles, used, True, or_, open_, flow, NONE
+                        )
+                    else:
+                        flow = int64(NOTHING)
+            adjoint[p] = received
+            condition[p] = flow
+    return 0
+
+
+@kernel
+def tangents(code, programs, needed, start, count, of, value, filled, scratch, first, stop):
+    """Append the derivatives of each needed cell with respect to each input that it depends on.
+
+    Parameters
+    ----------
+    start, count
+        By cell: where its derivatives stand in `of` and `value`, and how many there are.
+    of, value
+        The input, in ascending order, and the cell or constant that is the derivative.
+    filled
+        How much of `of` and `value` is used; updated.
+
+    Returns
+    -------
+    int
+        Where room ran out, or `stop`.
+    """
+    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
+    k_table, roles = bare(code.k_table), bare(code.roles)
+    steps, used = bare(code.steps), bare(code.used)
+    programs, scratch = bare(programs), bare(scratch)
+    multiply, add, where = roles[ROLE + MULTIPLY], roles[ROLE + ADD], roles[ROLE + WHERE]
+    zero = constant(k, k_table, used, 0.0)
+    at, end_at = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    slope, flow = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    none = int64(1 << 62)
+    for c in range(first, stop):
+        o = int64(ins[c, 0])
+        if o == 0 or needed[c] == 0:
+            continue
+        total = 0
+        for j in range(3):
+            p = operand(ins, c, j)
+            total += count[p] if p >= 0 else 0
+        if total == 0:
+            continue
+        if filled[0] + total > len(of) or used[0] + 6 * total + ROOM > len(ins):
+            return c
+        if used[1] + 6 * total + ROOM > len(k):
+            return c
+        for j in range(3):
+            p = operand(ins, c, j)
+            at[j] = end_at[j] = 0
+            if p >= 0 and count[p] > 0:
+                slope[j], flow[j] = partial(
+                    ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch
+                )
+                if slope[j] != NOTHING:
+                    at[j] = start[p]
+                    end_at[j] = start[p] + count[p]
+        start[c] = filled[0]
+        e = filled[0]
+        while True:
+            lowest = none
+            for j in range(3):
+                if at[j] < end_at[j]:
+                    lowest = min(lowest, int64(of[at[j]]))
+            if lowest == none:
+                break
+            total = int64(NOTHING)
+            for j in range(3):
+                if at[j] < end_at[j] and of[at[j]] == lowest:
+                    term = emit(
+                        ins,
+                        k,
+                        table,
+                        k_table,
+                        roles,
+                        used,
+                        True,
+                        multiply,
+                        slope[j],
+                        int64(value[at[j]]),
+                        NONE,
+                    )
+                    if flow[j] != NOTHING:
+                        term = emit(
+                            ins, k, table, k_table, roles, used, True, where, flow[j], term, zero
+                        )
+                    total = (
+                        term
+                        if total == NOTHING
+                        else emit(ins, k, table, k_table, roles, used, True, add, total, term, NONE)
+                    )
+                    at[j] += 1
+            of[e] = lowest
+            value[e] = total
+            e += 1
+        count[c] = e - filled[0]
+        filled[0] = e
+    return stop
+
+
+@kernel
+def keep_needed(code, live):
+    """Mark the instructions that marked ones need, from the last to the first."""
+    ins, used = code.ins, code.used
+    for c in range(used[0] - 1, -1, -1):
+        if live[c]:
+            if ins[c, 1] >= 0:
+                live[ins[c, 1]] = 1
+            if ins[c, 2] >= 0:
+                live[ins[c, 2]] = 1
+            if ins[c, 3] >= 0:
+                live[ins[c, 3]] = 1
+
+
+@kernel
+def levels(x, y, z, level, first, stop):
+    """Say how many steps after the first of them instructions `first` to `stop` can run."""
+    for c in range(first, stop):
+        deepest = 0
+        if x[c] >= first:
+            deepest = level[x[c]] + 1
+        if y[c] >= first:
+            deepest = max(deepest, level[y[c]] + 1)
+        if z[c] >= first:
+            deepest = max(deepest, level[z[c]] + 1)
+        level[c] = deepest
+
+
+def compile_all() -> None:
+    """Compile all kernels, or load them from the cache."""
+    bytes_, narrow, wide = (types.Array(t, 1, "C") for t in (types.u1, types.i4, types.i8))
+    rows, matrix, numbers = types.Array(types.i4, 2, "C"), types.Array(types.i8, 2, "C"), types.f8
+    columns = (rows, types.Array(numbers, 1, "C"), narrow, narrow, wide, matrix, wide)
+    code, n = types.NamedTuple(columns, Code), types.i8
+    rehash.compile((code,))
+    copy.compile((code, bytes_, narrow, narrow, narrow, narrow, n, n))
+    reach_forward.compile((code, matrix, bytes_, n))
+    reach_backward.compile((code, matrix, bytes_, n))
+    reverse.compile((code, matrix, bytes_, narrow, narrow, wide, n))
+    tangents.compile((code, matrix, bytes_, wide, narrow, narrow, narrow, wide, wide, n, n))
+    keep_needed.compile((code, bytes_))
+    levels.compile((wide, wide, wide, wide, n, n))
