@@ -195,17 +195,19 @@ class Device:
         MemoryError
             If the device's memory does not suffice.
         DeviceLostError
-            For any other error of the driver: it leaves the device without a state to go on from.
+            If the device, or this process's hold on it, is gone.
         """
         try:
             with self.driver.active():
                 yield
         except Exception as error:
+            from .kernels.cuda import driver
+
             code = self.driver.code_of(error)
-            if code is None:
-                raise
-            if code == 2:
+            if code == driver.OUT_OF_MEMORY:
                 raise MemoryError(f"the memory of {self} does not suffice") from error
+            if code not in driver.LOST:
+                raise
             raise DeviceLostError(
                 f"{self} has stopped working, and what was in its memory is lost: {error}. "
                 f"Computing on the CPU still works; for the device start a new process{at_caller()}"

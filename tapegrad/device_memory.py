@@ -54,7 +54,10 @@ class Pool:
         try:
             memory = self._ask(size)
         except Exception as error:
-            if self._driver.code_of(error) != 2 and not isinstance(error, MemoryError):
+            from .kernels.cuda import driver
+
+            code = self._driver.code_of(error)
+            if code != driver.OUT_OF_MEMORY and not isinstance(error, MemoryError):
                 raise
             self.release()
             memory = self._ask(size)

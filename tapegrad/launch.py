@@ -46,13 +46,16 @@ class Sizes:
         memory.
     resident : int
         Bytes of global memory that rows may take: about the cache of a device, so that they stay
-        there.
+        there...
+    least : int
+        ... but for as many threads as keep a device at work, whatever they need.
     """
 
     block: int = 64
     threads: int = 1 << 17
     shared: int = 30 << 10
     resident: int = 32 << 20
+    least: int = 1 << 13
 
 
 class Words:
@@ -150,7 +153,7 @@ class Launch:
         self.threads = min(sizes.threads, region.size)
         if not self._sums_in_rows:
             self.shared = 0
-            room = max(sizes.resident // (region.rows * itemsize), sizes.block)
+            room = max(sizes.resident // (region.rows * itemsize), sizes.least)
             self.threads = min(self.threads, room)
         self.threads = -(-self.threads // sizes.block) * sizes.block
         if not self._sums_in_rows:

@@ -15,7 +15,10 @@ from tapegrad.kernels.cuda import jit, passes
 from tapegrad.kernels.cuda.jit import SIMULATED, Address, cuda
 
 OUT_OF_MEMORY = 2
-"""The driver's number of that error."""
+"""The number that the driver has for it."""
+
+LOST = frozenset({3, 4, 46, 100, 201, 214, 220, 700, 702, 709, *range(714, 720), 999})
+"""Numbers of errors after which a device, or this process's context on it, cannot go on."""
 
 
 def obstacle() -> str | None:

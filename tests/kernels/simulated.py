@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # A thread of the simulator is a thread of Python: few of them, and lanes that are no multiple.
 SHARED = Sizes(block=2, threads=4, shared=1 << 16)
-GLOBAL = Sizes(block=2, threads=4, shared=0, resident=1 << 16)
+GLOBAL = Sizes(block=2, threads=4, shared=0)
 BASIC = [n for n in range(FIRST_ROW, len(ROW_OF)) if ROW_OF[n - 1] != ROW_OF[n]]
 
 
