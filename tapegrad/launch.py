@@ -153,7 +153,7 @@ class Launch:
         self.threads = min(sizes.threads, region.size)
         if not self._sums_in_rows:
             self.shared = 0
-            room = max(sizes.resident // (region.rows * itemsize), sizes.least)
+            room = max(sizes.resident // (region.rows * number) * sizes.block, sizes.least)
             self.threads = min(self.threads, room)
         self.threads = -(-self.threads // sizes.block) * sizes.block
         if not self._sums_in_rows:

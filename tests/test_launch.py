@@ -1,4 +1,4 @@
-"""From regions to launches: what goes into rows, what is left aside, and how much memory it takes."""
+"""From regions to launches: where rows are kept, what is left aside, how much memory it takes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_lane_with_an_element_of_its_own_needs_no_pass() -> None:
     build = RegionBuilder((3, 4))
     x = build.input(0, (4, 1))
     build.output(x, 1, (1, 3))
-    build.output(x, 2, (-4, 2), 99, add=True)
+    build.output(x, 2, (-8, 2), 99, add=True)
     build.output(x, 3, (4, 1), index=4)
     assert passes_of(build.finish(), _4=np.arange(12)[::-1]) == []
 

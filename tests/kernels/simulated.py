@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tapegrad import device as devices
 from tapegrad.device import Device
@@ -231,6 +233,57 @@ def test_a_kernel_of_its_own_is_compiled_when_it_is_earned() -> None:
     again = device.load(other, [device.put(b) for b in buffers])
     again.specialise()
     assert again.straight is kernel
+
+
+@st.composite
+def regions(draw: st.DrawFn) -> tuple[Region, list[Any]]:
+    """Draw a region of small integers, whose sums are exact in any order, and its buffers."""
+    shape = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
+    lanes = int(np.prod(shape))
+    index = draw(st.lists(st.integers(0, 11), min_size=40, max_size=40))
+    build = RegionBuilder(shape)
+
+    def window() -> tuple[list[int], dict[str, int]]:
+        strides = [draw(st.sampled_from([0, 1, 2, 3, -1])) for _ in shape]
+        places: dict[str, int] = {"offset": draw(st.integers(6, 10))}
+        if draw(st.booleans()):
+            places |= {"index": 3, "base": draw(st.integers(0, 9))}
+        return strides, places
+
+    values = [build.constant(2.0)]
+    for _ in range(draw(st.integers(1, 3))):
+        strides, places = window()
+        values.append(build.input(0, strides, **places))
+    for _ in range(draw(st.integers(0, 4))):
+        x, y = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+        values.append(build.op(draw(st.sampled_from(["add", "subtract", "maximum"])), x, y))
+    for _ in range(draw(st.integers(1, 4))):
+        strides, places = window()
+        add = draw(st.booleans())
+        buffer = draw(st.sampled_from([1, 2]))
+        build.output(draw(st.sampled_from(values)), buffer, strides, add=add, **places)
+    assert lanes < 40
+    buffers = [np.arange(40.0), np.full(40, 7.0), np.full(40, -7.0), np.array(index, np.uint32)]
+    return build.finish(), buffers
+
+
+@settings(max_examples=60)
+@given(regions(), st.sampled_from([SHARED, GLOBAL]), st.booleans())
+def test_any_windows(case: tuple[Region, list[Any]], sizes: Sizes, straight: bool) -> None:
+    compare(*case, sizes, straight=straight)
+
+
+@settings(max_examples=25)
+@given(regions())
+def test_any_windows_where_memory_does_not_suffice(case: tuple[Region, list[Any]]) -> None:
+    region, buffers = case
+    small = Device(Small(1 << 20), sizes=SHARED)
+    given_ = [b if b.dtype == np.uint32 else small.put(b) for b in buffers]
+    small.driver.most = 4  # numbers that can be had for what lanes leave aside
+    small.run(region, given_)
+    run_reference(region, buffers)
+    for got, want in zip(given_[1:3], buffers[1:3], strict=True):
+        np.testing.assert_array_equal(got.numpy(), want)
 
 
 # -- memory and errors -----------------------------------------------------------------------------
