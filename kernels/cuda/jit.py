@@ -6,15 +6,18 @@ then run by Python, thread by thread, which is how they are tested without a GPU
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-if not hasattr(np, "row_stack"):  # NumPy 2.5 has dropped it, and numba-cuda 0.30 still looks for it
+# numba-cuda 0.30 looks for a name that NumPy 2.5 has dropped, and uses what it warns about.
+if not hasattr(np, "row_stack"):
     np.row_stack = np.vstack  # noqa: NPY201
-
-from numba import config, cuda
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from numba import config, cuda
 
 SIMULATED: bool = bool(config.ENABLE_CUDASIM)
 

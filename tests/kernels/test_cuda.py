@@ -39,10 +39,10 @@ def test_kernels_and_executor_in_the_simulator() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
 def test_a_launch_as_far_as_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: kernels compile for the arguments they get, which arrive as addresses."""
+    from tapegrad.kernels.cuda import driver, ptx  # isort: skip  (it knows how to import Numba's)
+
     from numba.cuda import dispatcher
     from numba.cuda.cudadrv import devices
-
-    from tapegrad.kernels.cuda import driver, ptx
 
     seen: list[Any] = []
 
