@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 import tapegrad as tg
-from benchmarks.gpu.workloads import WORKLOADS, Workload
 from tapegrad.device import Device, device
+
+from .workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("tapegrad", "numpy", "numba", "numba-cuda", "nvidia-nvvm", "jax", "jaxlib", "torch")
