@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -165,7 +165,9 @@ class Device:
     ----------
     patience : float
         A region gets a kernel of its own once it has been interpreted for so many times what
-        compiling takes: 1 by default, 0 compiles at the second run, `math.inf` never.
+        compiling takes: 1 by default, 0 compiles in the first run, `math.inf` never.
+    started : set
+        Kernels that have been started before, and so compiled.
     pool : Pool
         ``pool.release()`` gives memory back that no array uses.
     """
@@ -182,6 +184,7 @@ class Device:
         self._loaded: weakref.WeakKeyDictionary[Region, dict[Any, Loaded]]
         self._loaded = weakref.WeakKeyDictionary()
         self.pool = Pool(driver)
+        self.started: set[Any] = set()
 
     def __repr__(self) -> str:
         return f"<cuda:{self.driver.number}, {self.driver.name}>"
@@ -212,6 +215,12 @@ class Device:
                 f"{self} has stopped working, and what was in its memory is lost: {error}. "
                 f"Computing on the CPU still works; for the device start a new process{at_caller()}"
             ) from error
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an error says that the device's memory does not suffice."""
+        from .kernels.cuda import driver
+
+        return isinstance(error, MemoryError) or self.driver.code_of(error) == driver.OUT_OF_MEMORY
 
     # -- arrays ------------------------------------------------------------------------------------
 
@@ -350,14 +359,18 @@ class Loaded:
     def run(self, buffers: Sequence[Any]) -> None:
         """Run the region."""
         views = self._checked(buffers)
-        with self._lock:
+        with self._lock, self.device.errors():
             try:
-                with self.device.errors():
-                    self._run(views)
-                return
-            except MemoryError:
-                if self.region.size == 1:
+                ready = self._prepare(views)
+            except Exception as error:
+                if not self.device.is_out_of_memory(error):
                     raise
+                ready = None
+            if ready is not None:
+                self._start(*ready)
+                return
+        if self.region.size == 1:
+            raise MemoryError(f"the memory of {self.device} does not suffice for a single lane")
         self._run_in_halves(buffers)
 
     def _checked(self, buffers: Sequence[Any]) -> dict[int, DeviceArray]:
@@ -374,35 +387,45 @@ class Loaded:
 
     # -- one launch --------------------------------------------------------------------------------
 
-    def _run(self, views: dict[int, DeviceArray]) -> None:
+    def _prepare(self, views: dict[int, DeviceArray]) -> tuple[_Memory, Block | None]:
+        """Ask for all the memory that a run needs, so that none is missing half way through it."""
         device, launch = self.device, self.launch
-        driver, stream = device.driver, device.stream
         if self._fixed is None:
             code = np.append(launch.region.code.ravel(), np.zeros(1, np.uint16))
             constants = np.append(launch.region.constants, 0.0).astype(self.real)
-            self._fixed = [driver.upload(part, stream) for part in (code, constants, launch.index)]
+            parts = code, constants, launch.index
+            self._fixed = [device.driver.upload(part, device.stream) for part in parts]
         extras = [device.pool.take(size * self.itemsize) for size in launch.extras]
         rows = device.pool.take(launch.scratch * self.itemsize) if launch.scratch else None
+        memory = self._memory(views, extras)
+        for key, words in [("region", launch.words)] + [
+            (one, one.words) for one in (*launch.before, *launch.after)
+        ]:
+            self._upload(key, words, memory.places)
+        return memory, rows
+
+    def _memory(self, views: dict[int, DeviceArray], extras: list[Block]) -> _Memory:
+        """Return all buffers as one stretch of memory, and the place of each."""
         addresses = {number: view.address for number, view in views.items()}
         ends = [view.address + view.size * self.itemsize for view in views.values()]
-        for i, (block, size) in enumerate(zip(extras, launch.extras, strict=True)):
+        for i, (block, size) in enumerate(zip(extras, self.launch.extras, strict=True)):
             addresses[self.region.buffers + i] = block.address
             ends.append(block.address + size * self.itemsize)
         origin = min(addresses.values())
         if any((address - origin) % self.itemsize for address in addresses.values()):
             raise ValueError(f"an array is not aligned to the size of its numbers{at_caller()}")
         places = {n: (address - origin) // self.itemsize for n, address in addresses.items()}
-        memory = self.real, origin, (max(ends) - origin) // self.itemsize
-        index = "uint32", self._fixed[2].address, launch.index.size
-        for one in launch.before:
-            self._pass(one, memory, places, index)
-        clock = None if self.straight else driver.clock(stream)
-        self._kernel(memory, places, index, rows)
-        if clock is not None:
-            clock.stop()
-            self._clocks.append(clock)
-        for one in launch.after:
-            self._pass(one, memory, places, index)
+        return _Memory(origin, (max(ends) - origin) // self.itemsize, places, extras)
+
+    def _start(self, memory: _Memory, rows: Block | None) -> None:
+        """Start the region's kernel, and the passes before and after it."""
+        assert self._fixed is not None
+        index = "uint32", self._fixed[2].address, self.launch.index.size
+        for one in self.launch.before:
+            self._pass(one, memory, index)
+        self._kernel(memory, index, rows)
+        for one in self.launch.after:
+            self._pass(one, memory, index)
         self._earn()
 
     def _upload(self, key: Any, words: Any, places: dict[int, int]) -> tuple[str, int, int]:
@@ -414,49 +437,54 @@ class Loaded:
             found = self._words[key] = relative, memory
         return "int64", found[1].address, len(words.words)
 
-    def _kernel(self, memory: Any, places: Any, index: Any, rows: Block | None) -> None:
+    def _kernel(self, memory: _Memory, index: Any, rows: Block | None) -> None:
+        from .kernels.cuda import driver
+
         device, launch = self.device, self.launch
-        words = self._upload("region", launch.words, places)
+        words = self._upload("region", launch.words, memory.places)
         block, threads = device.sizes.block, launch.threads
+        arguments = [(self.real, memory.origin, memory.size), words]
         if self.straight is not None:
             if not launch.sums:
-                most = min(device.sizes.threads, self.region.size)
-                threads = -(-most // block) * block
+                threads = -(-min(device.sizes.threads, self.region.size) // block) * block
             device.driver.launch(
-                self.straight, threads // block, block, 0, device.stream, [memory, words, index]
+                self.straight, threads // block, block, 0, device.stream, [*arguments, index]
             )
             return
         assert self._fixed is not None
         code, constants, _ = self._fixed
-        arguments = [
-            memory,
-            words,
+        arguments += [
             ("uint16", code.address, launch.region.code.size + 1),
             (self.real, constants.address, len(launch.region.constants) + 1),
             index,
         ]
-        from .kernels.cuda import driver
-
         kernels = driver.kernels(self.real)
         kernel = kernels.interpret_in_shared
         if rows is not None:
             kernel = kernels.interpret_in_global
             arguments.append((self.real, rows.address, launch.scratch))
+        # The first launch of a kernel compiles it, which is not to be counted.
+        clock = device.driver.clock(device.stream) if kernel in device.started else None
         device.driver.launch(
             kernel, threads // block, block, launch.shared, device.stream, arguments
         )
+        device.started.add(kernel)
+        if clock is not None:
+            clock.stop()
+            self._clocks.append(clock)
 
-    def _pass(self, one: Pass, memory: Any, places: Any, index: Any) -> None:
+    def _pass(self, one: Pass, memory: _Memory, index: Any) -> None:
         from .kernels.cuda import driver
 
         sizes = self.device.sizes
-        words = self._upload(one, one.words, places)
+        words = self._upload(one, one.words, memory.places)
         enough = min(-(-one.count // sizes.block), sizes.threads // sizes.block)
         blocks = one.blocks or max(1, enough)
         shared = sizes.block * self.itemsize if one.blocks else 0
         kernel = driver.pass_kernel(one.kernel, self.real)
+        arguments = [(self.real, memory.origin, memory.size), words, index]
         self.device.driver.launch(
-            kernel, blocks, sizes.block, shared, self.device.stream, [memory, words, index]
+            kernel, blocks, sizes.block, shared, self.device.stream, arguments
         )
 
     # -- a kernel of its own -----------------------------------------------------------------------
@@ -501,15 +529,19 @@ class Loaded:
             Loaded(self.device, part, self._indices, self.real).run(buffers)
 
     def _clear(self, launch: Launch, views: dict[int, DeviceArray]) -> None:
-        driver, stream = self.device.driver, self.device.stream
-        uploaded = driver.upload(launch.index, stream)
-        origin = min(view.address for view in views.values())
-        end = max(view.address + view.size * self.itemsize for view in views.values())
-        places = {n: (view.address - origin) // self.itemsize for n, view in views.items()}
-        memory = self.real, origin, (end - origin) // self.itemsize
+        uploaded = self.device.driver.upload(launch.index, self.device.stream)
+        memory = self._memory(views, [self.device.pool.take(0) for _ in self.launch.extras])
         for one in launch.before:
-            one.words.relative = [pair for pair in one.words.relative if pair[1] in places]
-            self._pass(one, memory, places, ("uint32", uploaded.address, launch.index.size))
+            self._pass(one, memory, ("uint32", uploaded.address, launch.index.size))
+
+
+class _Memory(NamedTuple):
+    """All buffers of a run as one stretch of memory: where it starts, its numbers, their places."""
+
+    origin: int
+    size: int
+    places: dict[int, int]
+    extras: list[Block]  # which live as long as the run
 
 
 def cut(region: Region, axis: int, low: int, high: int) -> Region:

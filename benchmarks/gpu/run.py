@@ -51,7 +51,7 @@ class System:
 
 
 def tapegrad(gpu: Device, workload: Workload, n: int, own_kernel: bool) -> System:
-    """Return tapegrad: interpreted always, or with a kernel of its own from the third call on."""
+    """Return tapegrad: interpreted always, or with a kernel of its own."""
     own = Device(gpu.driver, gpu.stream_number, gpu.sizes)
     own.patience = 0.0 if own_kernel else math.inf
     arguments = [own.put(x) for x in workload.arguments(n)]
