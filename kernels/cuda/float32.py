@@ -402,8 +402,8 @@ def interpret_in_global(memory, words, code, constants, index, rows):
     size, axes, instructions = words[SIZE], words[AXES], words[INSTRUCTIONS]
     first = EXTENTS + axes
     step = STRIDES + axes
-    for r in range(words[CONSTANTS]):
-        rows[np.int64(r) * pitch + t] = constants[r]
+    for j in range(words[CONSTANTS]):
+        rows[np.int64(j) * pitch + t] = constants[j]
     for s in range(words[SUMS]):
         rows[np.int64(words[ROWS] + s) * pitch + t] = real(-0.0)
     lane = thread
@@ -926,8 +926,8 @@ def interpret_in_shared(memory, words, code, constants, index):
     size, axes, instructions = words[SIZE], words[AXES], words[INSTRUCTIONS]
     first = EXTENTS + axes
     step = STRIDES + axes
-    for r in range(words[CONSTANTS]):
-        rows[np.uint32(r) * pitch + t] = constants[r]
+    for j in range(words[CONSTANTS]):
+        rows[np.uint32(j) * pitch + t] = constants[j]
     for s in range(words[SUMS]):
         rows[np.uint32(words[ROWS] + s) * pitch + t] = real(-0.0)
     lane = thread

@@ -79,8 +79,8 @@ def {name}(memory, words, code, constants, index{parameter}):
     size, axes, instructions = words[SIZE], words[AXES], words[INSTRUCTIONS]
     first = EXTENTS + axes
     step = STRIDES + axes
-    for r in range(words[CONSTANTS]):
-        rows[{number}(r) * pitch + t] = constants[r]
+    for j in range(words[CONSTANTS]):
+        rows[{number}(j) * pitch + t] = constants[j]
     for s in range(words[SUMS]):
         rows[{number}(words[ROWS] + s) * pitch + t] = real(-0.0)
     lane = thread
