@@ -66,6 +66,7 @@ class Program(Recorded):
 
         The function is recorded once more, for the same example arguments, while the variables hold
         these inputs: whatever it does with them is then part of the program, and differentiated.
+        (Other threads should not use the variables meanwhile.)
 
         Parameters
         ----------
