@@ -34,6 +34,11 @@ def helper(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def part(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of the one that calls it, as if it were written there."""
+    return njit(inline="always", **_OPTIONS)(function)
+
+
 def _warn_once() -> None:
     global _warned
     if not _warned:
