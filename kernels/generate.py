@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 from tapegrad.kernels.emit import (
+    adjoints,
     lanes,
     numbering,
     opcodes,
     page,
     partials,
+    regions,
     rules,
     scalar,
     traced,
@@ -31,12 +33,14 @@ def outputs() -> dict[Path, str]:
     """Return the text of every generated file."""
     numbered = numbering.number(TABLE)
     return {
+        KERNELS / "adjoints.py": adjoints.emit(TABLE, numbered),
         KERNELS / "opcodes.py": opcodes.emit(TABLE, numbered),
         KERNELS / "partials.py": partials.emit(TABLE),
         KERNELS / "rules.py": rules.emit(TABLE, numbered),
         KERNELS / "traced.py": traced.emit(TABLE),
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),
         KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
+        KERNELS / "cpu" / "regions.py": regions.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
         KERNELS / "cpu" / "vector.py": vector.emit(TABLE, numbered),
     }

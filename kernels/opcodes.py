@@ -141,6 +141,12 @@ XLOGY = 132
 XLOG1PY = 133
 SINC = 134
 SINC_DERIVATIVE = 135
+ADJOINT_MULTIPLY = 136
+ADJOINT_MULTIPLY_XK = 137
+ADJOINT_MULTIPLY_KX = 138
+ADJOINT_DIVIDE = 139
+ADJOINT_DIVIDE_XK = 140
+ADJOINT_DIVIDE_KX = 141
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -282,6 +288,12 @@ NAMES: tuple[str, ...] = (
     "XLOG1PY",
     "SINC",
     "SINC_DERIVATIVE",
+    "ADJOINT_MULTIPLY",
+    "ADJOINT_MULTIPLY_XK",
+    "ADJOINT_MULTIPLY_KX",
+    "ADJOINT_DIVIDE",
+    "ADJOINT_DIVIDE_XK",
+    "ADJOINT_DIVIDE_KX",
 )
 """Names by opcode."""
 
@@ -422,6 +434,12 @@ ROW_OF: tuple[str, ...] = (
     "xlog1py",
     "sinc",
     "sinc_derivative",
+    "adjoint_multiply",
+    "adjoint_multiply",
+    "adjoint_multiply",
+    "adjoint_divide",
+    "adjoint_divide",
+    "adjoint_divide",
 )
 """Row names by opcode."""
 
@@ -563,6 +581,12 @@ KINDS: tuple[int, ...] = (
     2,
     1,
     2,
+    2,
+    3,
+    4,
+    2,
+    3,
+    4,
 )
 """Kinds by opcode; 0 is structural."""
 
@@ -659,6 +683,8 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "xlog1py": (133, -1, -1),
     "sinc": (134, -1, -1),
     "sinc_derivative": (135, -1, -1),
+    "adjoint_multiply": (136, 137, 138),
+    "adjoint_divide": (139, 140, 141),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -755,6 +781,8 @@ ARITY: dict[str, int] = {
     "xlog1py": 2,
     "sinc": 1,
     "sinc_derivative": 2,
+    "adjoint_multiply": 2,
+    "adjoint_divide": 2,
 }
 """Row to its number of operands."""
 

@@ -516,6 +516,17 @@ PARTIALS: dict[str, tuple[Steps, ...]] = {
             "sinc_derivative #0 y",
         ),
     ),
+    "adjoint_multiply": (
+        ("y",),
+        ("x",),
+    ),
+    "adjoint_divide": (
+        ("divide 1.0 y",),
+        (
+            "negative out",
+            "divide #0 y",
+        ),
+    ),
 }
 """By row and operand: its partial; no steps where no derivative flows."""
 
@@ -835,6 +846,14 @@ FLOWS: dict[str, tuple[Steps, ...]] = {
     ),
     "sinc": ((),),
     "sinc_derivative": (
+        (),
+        (),
+    ),
+    "adjoint_multiply": (
+        (),
+        (),
+    ),
+    "adjoint_divide": (
         (),
         (),
     ),

@@ -1263,6 +1263,34 @@ def tangent_sinc_derivative(x: float, y: float, out: float, tx: float, ty: float
     return ty * sinc_derivative(x + 1.0, y) if ty else 0.0
 
 
+def forward_adjoint_multiply(x: float, y: float) -> float:
+    return 0.0 if x == 0.0 else x * y
+
+
+def reverse_adjoint_multiply(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (w * y, w * x)
+
+
+def tangent_adjoint_multiply(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = tx * y if tx else 0.0
+    from_y = ty * x if ty else 0.0
+    return from_x + from_y
+
+
+def forward_adjoint_divide(x: float, y: float) -> float:
+    return 0.0 if x == 0.0 else divide(x, y)
+
+
+def reverse_adjoint_divide(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (divide(w, y), w * divide(-out, y))
+
+
+def tangent_adjoint_divide(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = divide(tx, y) if tx else 0.0
+    from_y = ty * divide(-out, y) if ty else 0.0
+    return from_x + from_y
+
+
 FORWARD: tuple[Callable[..., float], ...] = (
     structural,
     structural,
@@ -1400,6 +1428,12 @@ FORWARD: tuple[Callable[..., float], ...] = (
     forward_xlog1py,
     forward_sinc,
     forward_sinc_derivative,
+    forward_adjoint_multiply,
+    forward_adjoint_multiply,
+    forward_adjoint_multiply,
+    forward_adjoint_divide,
+    forward_adjoint_divide,
+    forward_adjoint_divide,
 )
 """By opcode: f(x, ...) gives the value."""
 
@@ -1540,6 +1574,12 @@ CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]], ...] = (
     reverse_xlog1py,
     reverse_sinc,
     reverse_sinc_derivative,
+    reverse_adjoint_multiply,
+    reverse_adjoint_multiply,
+    reverse_adjoint_multiply,
+    reverse_adjoint_divide,
+    reverse_adjoint_divide,
+    reverse_adjoint_divide,
 )
 """By opcode: f(w, x, ..., out) gives what each operand's adjoint receives."""
 
@@ -1680,5 +1720,11 @@ TANGENTS: tuple[Callable[..., float], ...] = (
     tangent_xlog1py,
     tangent_sinc,
     tangent_sinc_derivative,
+    tangent_adjoint_multiply,
+    tangent_adjoint_multiply,
+    tangent_adjoint_multiply,
+    tangent_adjoint_divide,
+    tangent_adjoint_divide,
+    tangent_adjoint_divide,
 )
 """By opcode: f(x, ..., out, tx, ...) gives the tangent of the value."""

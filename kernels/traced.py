@@ -544,6 +544,22 @@ def _sinc_derivative_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any)
     return w * call("sinc_derivative", x + 1.0, y)
 
 
+def _adjoint_multiply_x(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * y
+
+
+def _adjoint_multiply_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * x
+
+
+def _adjoint_divide_x(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w / y
+
+
+def _adjoint_divide_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * (-out / y)
+
+
 CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "add": (_add_x, _add_y),
     "subtract": (_subtract_x, _subtract_y),
@@ -637,6 +653,8 @@ CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "xlog1py": (_xlog1py_x, _xlog1py_y),
     "sinc": (_sinc_x,),
     "sinc_derivative": (None, _sinc_derivative_y),
+    "adjoint_multiply": (_adjoint_multiply_x, _adjoint_multiply_y),
+    "adjoint_divide": (_adjoint_divide_x, _adjoint_divide_y),
 }
 """By row and operand: f(call, choose, w, x, ..., out), or None for no flow."""
 
@@ -733,6 +751,8 @@ FLOWS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "xlog1py": (None, _xlog1py_y_flows),
     "sinc": (None,),
     "sinc_derivative": (None, None),
+    "adjoint_multiply": (None, None),
+    "adjoint_divide": (None, None),
 }
 """By row and operand: f(call, choose, x, ..., out) is true where adjoints flow.
 

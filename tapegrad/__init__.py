@@ -33,6 +33,7 @@ from .higher import hessian, hvp, jvp, linearize
 from .program import Program
 from .program import record_program as record
 from .progress import progress
+from .threads import get_num_threads, set_num_threads
 
 if _TYPE_CHECKING:
     from .checking import GradientCheck, check_gradients
@@ -68,6 +69,7 @@ __all__ = [
     "executor",
     "full",
     "function",
+    "get_num_threads",
     "grad",
     "hessian",
     "hvp",
@@ -79,6 +81,7 @@ __all__ = [
     "ones",
     "progress",
     "record",
+    "set_num_threads",
     "sparse_hessian",
     "sparse_jacobian",
     "special",

@@ -33,11 +33,12 @@ class Call:
         argnums: int | Sequence[int],
         has_aux: bool = False,
         again: bool = False,
+        lend: bool = False,
     ) -> None:
         check_function(f)
         positions = positions_of(argnums, len(args))
         self.single = not isinstance(argnums, Sequence)
-        self.arguments = [Argument(args[i], i) for i in positions]
+        self.arguments = [Argument(args[i], i, lend) for i in positions]
         self.recording = Recording()
         self.stretch: Stretch | None = None
         self.aux: Any = None
@@ -169,12 +170,16 @@ class Call:
 
 
 class Argument:
-    """One differentiated argument: its structure, and a leaf for each array or number in it."""
+    """One differentiated argument: its structure, and a leaf for each array or number in it.
 
-    def __init__(self, value: Any, position: int) -> None:
+    Arrays are copied, or borrowed where the caller lends them, and sweeps before it returns them.
+    """
+
+    def __init__(self, value: Any, position: int, lend: bool = False) -> None:
         leaves, self.tree = trees.flatten(value, is_leaf=trees.is_numeric_list)
+        self.lend = lend
         self.leaves = [
-            Leaf(as_real(leaf, f"argument {position}{name}"), True)
+            Leaf(as_real(leaf, f"argument {position}{name}", copy=not lend), True)
             for leaf, name in zip(leaves, trees.paths(self.tree), strict=True)
         ]
 
@@ -191,7 +196,7 @@ class Argument:
                 values.append(_fresh(leaf.value))
                 stretch.arguments.append(flat_cells(tape, values[-1]))
                 continue
-            entry = tape.push_input(leaf.value)
+            entry = tape.push_input(leaf.value, self.lend)
             entry.leaf = leaf
             dtype = FLOAT32 if leaf.value.dtype == FLOAT32 else FLOAT64
             values.append(recording.run(tape, entry.cell, leaf.value.shape, dtype))
@@ -209,8 +214,11 @@ class Argument:
 # -- arguments and outputs ------------------------------------------------------------------------
 
 
-def as_real(value: Any, name: str) -> Any:
-    """Return an argument as the real ndarray that derivatives are taken with respect to."""
+def as_real(value: Any, name: str, *, copy: bool = True) -> Any:
+    """Return an argument as the real ndarray that derivatives are taken with respect to.
+
+    It is the caller's array itself only without `copy`, and if that is in C order.
+    """
     if isinstance(value, Tracked):
         if recording.dtype_of(value).kind != "f":
             raise TypeError(
@@ -226,7 +234,9 @@ def as_real(value: Any, name: str) -> Any:
             f"{name} is {type(value).__name__} of dtype {values.dtype}, which has no derivative; "
             f"choose the arguments to differentiate by argnums{at_caller()}"
         )
-    return np.array(values, order="C")
+    if copy or not values.flags.c_contiguous:
+        return np.array(values, order="C")
+    return values
 
 
 def _fresh(value: Any) -> Any:
@@ -249,7 +259,8 @@ def cotangent_like(total: Any, like: Any) -> Any:
     if total is None:
         result = np.zeros(like.shape, like.dtype)
     else:
-        result = np.array(total.reshape(like.shape), like.dtype, order="C")
+        # A sweep's adjoints are nobody else's.
+        result = np.asarray(total.reshape(like.shape), like.dtype)
     return float_for_no_axes(result)
 
 

@@ -60,7 +60,7 @@ def value_and_grad(
 
     @_like(f, "value_and_grad")
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        call = Call(f, args, kwargs, argnums, has_aux)
+        call = Call(f, args, kwargs, argnums, has_aux, lend=True)
         try:
             output = call.scalar_output()
             found = call.sweep(output, np.ones(1))

@@ -6,6 +6,10 @@ which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which t
 work done so far would have paid for the loading, the compiled kernels take over, if need be in the
 middle of a sweep: both read and write the same arenas.
 
+Array instructions of a tape of some size run in regions (`tapegrad.plan`), many at a time: their
+values are stored only where something needs them, and `evaluate` computes them again where somebody
+looks.  Small tapes, whose plan would cost more than it saves, run them one by one.
+
 A sweep returns to Python every few million instructions, which is where Ctrl-C is noticed.  It is
 also resumable: what is evaluated stays evaluated.
 """
@@ -20,19 +24,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from . import results
 from .kernels import reference
 from .kernels.opcodes import HOST, LANES
+from .plan import HOST_CALL, SCALARS, Plan, Step, plan_of
+from .threads import run_addresses
 
 if TYPE_CHECKING:
     from .rolled import ReadySweeps, Rolled
     from .storage import Floats
-    from .tape import Tape
+    from .tape import Import, Tape
 
 # Cells that the reference interpreter sweeps (forward or backward) before compiled kernels are
 # loaded: about 1 us each, against 0.7 s for importing numba and loading its cache.
 REFERENCE_WORK = 600_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
+REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
 
 Kernel = Callable[..., Any]
@@ -53,7 +63,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "vector", "derive")
+FAMILIES = ("scalar", "lanes", "regions", "vector", "derive")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -94,8 +104,10 @@ def load(family: str) -> None:
         try:
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
             module.compile_all()
+            if family == "regions":
+                importlib.import_module(".kernels.cpu.planning", __package__)
             for sweep in ("forward", "reverse"):
-                if hasattr(module, sweep):  # what derives programs sweeps nothing
+                if hasattr(module, sweep):  # what runs regions or derives programs sweeps nothing
                     setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))
             _loaded[family] = True
         finally:
@@ -130,11 +142,28 @@ def executor(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def evaluate(tape: Tape) -> None:
-    """Compute the values of all instructions recorded so far."""
+def evaluate(tape: Tape, needed: tuple[tuple[int, int], ...] | None = None) -> None:
+    """Compute the values of all instructions recorded so far.
+
+    Parameters
+    ----------
+    tape : Tape
+    needed : tuple of (int, int), optional
+        Stretches of cells (lowest and highest), if no others need have values afterwards.
+    """
     with tape.lock:
         if tape.code:
             tape.flush()
+        if tape.lent:
+            _copy_lent(tape)
+        if needed is not None and tape.done == 0 and _pays(tape, 0):
+            plan = plan_of(tape, 0, "some", needed)
+            if plan.count >= 0:
+                _timed(tape, _forward_by_plan, tape, plan)
+                tape.sparse = plan
+                return
+        if tape.sparse is not None:  # a sweep by regions kept what it needed: now the others, too
+            tape.sparse, tape.done, tape.done_cell = None, 0, 0
         if tape.done < tape.n:
             ready = ready_sweeps(tape)
             if ready is not None and tape.done == 0:
@@ -182,7 +211,38 @@ def _loops(tape: Tape) -> Rolled | None:
     return tape.replays.rolled
 
 
+def has_values(tape: Tape, cells: Any, size: int) -> bool:
+    """Whether the values of a run of cells (its first), or of an array of cells, are known."""
+    if tape.code or tape.done < tape.n:
+        return False
+    return not tape.lent if tape.sparse is None else tape.sparse.has(cells, size)
+
+
+def _copy_lent(tape: Tape) -> None:
+    v = tape.arena.v.array
+    for entry in tape.lent:
+        v[entry.cell : entry.cell + entry.size] = entry.values
+        entry.values = None
+    tape.lent.clear()
+
+
 def _forward(tape: Tape) -> None:
+    if _pays(tape, tape.done):
+        plan = plan_of(tape, tape.done, "values")
+        if plan.count >= 0:
+            _forward_by_plan(tape, plan)
+            return
+    _forward_one_by_one(tape)
+
+
+def _forward_by_plan(tape: Tape, plan: Plan) -> None:
+    table = _addresses(tape, plan, None, [])
+    for step in plan.steps:
+        _step_forward(tape, step, table)
+        tape.done, tape.done_cell = step.stop, step.end
+
+
+def _forward_one_by_one(tape: Tape) -> None:
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
@@ -214,6 +274,187 @@ def _forward(tape: Tape) -> None:
             sweeps.moved("forward", position, n)
 
 
+# -- by regions ------------------------------------------------------------------------------------
+
+
+def _pays(tape: Tape, start: int) -> bool:
+    """Whether the instructions from `start` on are worth a plan, and its kernels are there."""
+    cells = tape.flushed_cell - (tape.done_cell if start else 0)
+    if cells < REGION_CELLS or not len(tape.d):
+        return False
+    if not (tape.arena.op.array[start : tape.n] == LANES).any():
+        return False
+    return kernels("regions", cells) is _compiled
+
+
+def _addresses(
+    tape: Tape, plan: Plan, g: Floats | None, adjoints: list[Floats | None]
+) -> list[int]:
+    """Return the addresses of the buffers of a plan's regions."""
+    v = address(tape.arena.v.array)
+    table = [v, address(tape.k.array()), 0 if g is None else address(g), address(tape.x.array())]
+    for i, number in enumerate(plan.own):
+        entry = tape.imports[number]
+        table.append(v + 8 * entry.cell if entry.values is None else address(entry.values))
+        adjoint = adjoints[i] if adjoints else None
+        table.append(0 if adjoint is None else address(adjoint))
+    return table
+
+
+def address(array: Any) -> int:
+    """Return where an array lies in memory."""
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
+    arena = tape.arena
+    op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
+    if step.kind == SCALARS:
+        position, cell, k = step.start, step.cell, tape.k.array()
+        while position < step.stop:
+            run = kernels("scalar", step.stop - position)
+            stop = min(step.stop, position + run.slice)
+            position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
+    elif step.kind == HOST_CALL:
+        tape.hosts[a[step.start]].forward(v, v[step.cell : step.end])
+    elif step.forward is not None:
+        run_addresses(step.forward, table)
+
+
+def gradient(
+    tape: Tape, g: Floats, seeds: list[tuple[Any, Floats]], wanted: list[bool] | None = None
+) -> list[tuple[Import, Floats]] | None:
+    """Sweep a tape forward as far as need be and backward by regions, if that pays.
+
+    Parameters
+    ----------
+    tape : Tape
+        Its lock is held.
+    g : ndarray
+        Adjoints by cell, all zero, and so again afterwards.
+    seeds : list of (cells, adjoints)
+        Where adjoints start: the first of a run of cells, or an array of cells.
+    wanted : list of bool, optional
+        Of which imports adjoints are wanted; by default of those that stand for something.
+
+    Returns
+    -------
+    list of (Import, adjoint) or None
+        The adjoints of imports that may not be zero, flat and owned by the caller. None where
+        nothing was done.
+    """
+    if tape.code:
+        tape.flush()
+    if not seeds or not _pays(tape, 0):
+        return None
+    if wanted is None:
+        wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
+    active = np.array(wanted, np.uint8)
+    reach = tuple([_reach(cells, seed.size) for cells, seed in seeds if seed.size])
+    plan = plan_of(tape, 0, "gradient", reach, active)
+    if plan.count < 0:
+        return None
+    if tape.lent and any(tape.imports[i].values is not None for i in plan.in_arena):
+        _copy_lent(tape)
+    if tape.sparse is not None and tape.sparse is not plan:  # which kept other values
+        tape.sparse, tape.done, tape.done_cell = None, 0, 0
+    fresh = tape.done == 0
+    if not fresh and tape.done < tape.n:
+        evaluate(tape)
+    own = [
+        results.take(tape.imports[number].size) if touched else None
+        for number, touched in zip(plan.own, plan.touched, strict=True)
+    ]
+    with watching.sweeps or nullcontext():
+        _sweep_by_plan(tape, plan, g, own, seeds, fresh)
+    return _collect(tape, plan, g, own)
+
+
+def _sweep_by_plan(
+    tape: Tape,
+    plan: Plan,
+    g: Floats,
+    own: list[Floats | None],
+    seeds: list[tuple[Any, Floats]],
+    fresh: bool,
+) -> None:
+    """Run a plan forward, if its values are not known yet, and backward."""
+    table = _addresses(tape, plan, g, own)
+    steps = plan.steps
+    last = plan.fused if plan.fused >= 0 else len(steps)
+    if fresh:
+        for step in steps[:last]:
+            _step_forward(tape, step, table)
+    for cells, seed in seeds:
+        if isinstance(cells, (int, np.integer)):
+            g[int(cells) : int(cells) + seed.size] += seed
+        else:
+            np.add.at(g, cells, seed)
+    for step in reversed(steps[last:]):
+        _step_backward(tape, step, table, g, own)
+    if fresh:
+        for step in steps[last + 1 :]:
+            _step_forward(tape, step, table)
+        tape.done, tape.done_cell, tape.sparse = tape.n, tape.flushed_cell, plan
+    for i in range(last - 1, -1, -1):
+        _step_backward(tape, steps[i], table, g, own)
+        if watching.sweeps:
+            watching.sweeps.moved("backward", last - i, last)
+
+
+def _reach(cells: Any, size: int) -> tuple[int, int]:
+    if isinstance(cells, (int, np.integer)):
+        return int(cells), int(cells) + size - 1
+    return int(cells.min()), int(cells.max())
+
+
+def _step_backward(
+    tape: Tape, step: Step, table: list[int], g: Floats, own: list[Floats | None]
+) -> None:
+    if step.kind == SCALARS:
+        _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+    elif step.kind == HOST_CALL:
+        tape.hosts[tape.arena.a.array[step.start]].reverse(tape.arena.v.array, g, step.cell, False)
+    else:
+        for number, low, high in step.blanks:
+            adjoint = own[number]
+            if adjoint is not None:
+                adjoint[low:high] = 0.0
+        if step.backward is not None:
+            run_addresses(step.backward, table)
+        for low, high in step.used:
+            g[low:high] = 0.0
+
+
+def _collect(
+    tape: Tape, plan: Plan, g: Floats, own: list[Floats | None]
+) -> list[tuple[Import, Floats]]:
+    """Return the adjoints of imports: their own, and what came by the adjoints of all cells."""
+    numbers = {number: i for i, number in enumerate(plan.own)}
+    in_arena = set(plan.in_arena)
+    found: list[tuple[Import, Floats]] = []
+    for number, entry in enumerate(tape.imports):
+        at = numbers.get(number)
+        adjoint = None if at is None else own[at]
+        if at is None or number in in_arena:
+            part = g[entry.cell : entry.cell + entry.size]
+            if adjoint is not None:
+                adjoint += part
+                part[...] = 0.0
+            elif part.any() or (at is None and entry.leaf is not None):
+                adjoint = part.copy()
+                part[...] = 0.0
+        if adjoint is None and entry.leaf is not None:
+            adjoint = np.zeros(entry.size)
+        if adjoint is not None:
+            found.append((entry, adjoint))
+    return found
+
+
+# -- backward, one instruction after another -------------------------------------------------------
+
+
 def reverse(
     tape: Tape,
     g: Floats,
@@ -230,16 +471,23 @@ def reverse(
     use its compiled loops.
     """
     compiled = _loops(tape) if loops and not strict else None
-    _timed(tape, _reverse, tape, g, top, strict, bottom, compiled)
+    position, cell = first_block_above(tape, top)
+    _timed(tape, _reverse_one_by_one, tape, g, position, cell, bottom, strict, compiled)
 
 
-def _reverse(
-    tape: Tape, g: Floats, top: int, strict: bool, bottom: int, loops: Rolled | None
+def _reverse_one_by_one(
+    tape: Tape,
+    g: Floats,
+    position: int,
+    cell: int,
+    bottom: int,
+    strict: bool = False,
+    loops: Rolled | None = None,
 ) -> None:
+    """Sweep backward from the instruction before `position` to `bottom`."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    position, cell = first_block_above(tape, top)
     lane, first, sweeps = -1, position, watching.sweeps
     while position > bottom:
         kind = op[position - 1]

@@ -133,7 +133,7 @@ class Program(Recorded):
         if any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            self._run(leaves)
+            self._run(leaves, evaluate=False)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(

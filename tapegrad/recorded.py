@@ -250,7 +250,11 @@ class Recorded:
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
 
-    def _run(self, leaves: Sequence[Any]) -> None:
+    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
+        """Put arguments in their places and compute, unless a backward sweep is going to do that.
+
+        Decisions are checked, so where there are any, all is computed.
+        """
         tape = self.tape
         self._check_static(leaves)
         if tape.replays is not None and tape.replays.due:
@@ -259,8 +263,10 @@ class Recorded:
         for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
                 known.put(leaf, v)
-        tape.done = tape.done_cell = 0
-        execute.evaluate(tape)
+        tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        if not evaluate and not len(self.decisions):
+            return
+        execute.evaluate(tape, self._needed())
         changed = self.decisions.check(v)
         if changed is not None:
             number, outcome = changed
@@ -268,7 +274,18 @@ class Recorded:
             error.number = number
             raise error
 
+    def _needed(self) -> tuple[tuple[int, int], ...]:
+        """Return stretches of cells that outputs and decisions are among."""
+        cells = [output.flat_cells() for output in self._outputs if output.cells is not None]
+        cells.append(np.asarray(self.decisions.cells(), np.int64))
+        return tuple([(int(some.min()), int(some.max())) for some in cells if some.size])
+
     def _read(self) -> Any:
+        for output in self._outputs:
+            if output.cells is not None and not execute.has_values(
+                self.tape, output.cells, output.size
+            ):
+                execute.evaluate(self.tape)
         v = self.tape.arena.v.array
         return trees.unflatten(self._out_tree, [output.read(v) for output in self._outputs])
 
@@ -285,6 +302,7 @@ class Recorded:
         tape = self.tape
         ready = execute.ready_sweeps(tape)
         if ready is not None:
+            execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, ready.g)
             ready.reverse()
@@ -292,6 +310,11 @@ class Recorded:
         column = take_adjoints(tape.flushed_cell)
         clean = False
         try:
+            swept = self._reverse_by_regions(seeds, column.array)
+            if swept is not None:
+                clean = True
+                return swept
+            execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, column.array)
             execute.reverse(tape, column.array, tape.flushed_cell, loops=True)
@@ -300,6 +323,24 @@ class Recorded:
             return found
         finally:
             give_back_adjoints(column, clean)
+
+    def _reverse_by_regions(self, seeds: list[tuple[Output, Any]], g: Floats) -> list[Any] | None:
+        """Sweep by regions, forward too where that has not been done, if that pays."""
+        at = {known.cell: i for i, known in enumerate(self._inputs) if known is not None}
+        starts = [
+            (output.cells, np.ravel(np.broadcast_to(cotangent, output.size)))
+            for output, cotangent in seeds
+            if output.cells is not None
+        ]
+        wanted = [entry.cell in at for entry in self.tape.imports]
+        swept = execute.gradient(self.tape, g, starts, wanted)
+        if swept is None:
+            return None
+        adjoints = {at[entry.cell]: adjoint for entry, adjoint in swept if entry.cell in at}
+        return [
+            None if known is None else known.shaped(adjoints.get(i))
+            for i, known in enumerate(self._inputs)
+        ]
 
     def _adjoints(self, g: Floats) -> list[Any]:
         """Take the adjoint of each input out of `g`, which is all zero then; None for no inputs."""

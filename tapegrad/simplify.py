@@ -180,5 +180,6 @@ def _install(
     tape.d.extend(d)
     tape.x.extend(x.astype(np.uint32))
     tape.n = tape.done = len(op)
+    tape.plans.clear()
     tape.flushed_cell = tape.done_cell = len(values)
     tape.milestones = []

@@ -25,6 +25,7 @@ from . import execute
 from .arena import Arena, CompactArena
 from .errors import ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
+from .plan import Plan
 from .pool import Pool
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
     from .rolled import Replays
 
 BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
-# A recorder starts a new tape beyond this many cells, so that what no live array can reach any more
-# is reclaimed piece by piece; much earlier when somebody looks at a value, as in a loop that never
-# calls backward.
-SEGMENT_CELLS = 1 << 24
+# A recorder starts a new tape beyond this many instructions or cells, so that what no live array
+# can reach any more is reclaimed piece by piece; much earlier when somebody looks at a value, as in
+# a loop that never calls backward. Cells of arrays cost nothing until they are computed, and few
+# are.
+SEGMENT = 1 << 24
+SEGMENT_CELLS = 1 << 30
 LOOK_CELLS = 1 << 20
 SMALL_CELLS = 1 << 14  # closed tapes of up to this many cells move to arrays of just their size
+LENT_SIZE = 256  # elements from which borrowing an import is worth the trouble
 _LAST_CELL = (1 << 32) - 1  # operands are uint32
 
 _serials = itertools.count()
@@ -50,7 +54,7 @@ class Import:
     Exactly one of `leaf` and `source` is set, or neither for a constant.
     """
 
-    __slots__ = ("cell", "cells", "holder", "leaf", "size", "source")
+    __slots__ = ("cell", "cells", "holder", "leaf", "size", "source", "values")
 
     def __init__(self, cell: int, size: int) -> None:
         self.cell = cell
@@ -58,6 +62,7 @@ class Import:
         self.leaf: Leaf | None = None
         self.source: Tape | None = None
         self.cells: int | Cells = 0  # first cell, or cells, in the source tape
+        self.values: Any = None  # borrowed, and not yet copied into the cells
         self.holder: Any = None  # leaf scalar or storage that caches this import's place
 
 
@@ -88,6 +93,12 @@ class Tape:
         Instructions evaluated by the forward sweep so far, and the cell that follows them.
     milestones : list of (cell, instruction)
         Starts of packed blocks, by which a reverse sweep finds where to begin.
+    lent : list of Import
+        Imports whose values are borrowed, and not copied into their cells yet.
+    sparse : Plan or None
+        By which sweep the values were computed, if it did not keep all of them.
+    plans : dict
+        Plans of this tape by what they were made for.
     detached : bool
         No adjoint leaves this tape (it records under ``no_grad``).
     recording : Recording or None
@@ -115,16 +126,19 @@ class Tape:
         "input_cells",
         "k",
         "known",
+        "lent",
         "lock",
         "milestones",
         "n",
         "open",
         "owner",
         "pinned",
+        "plans",
         "recording",
         "released",
         "replays",
         "serial",
+        "sparse",
         "stop",
         "thread",
         "x",
@@ -152,6 +166,9 @@ class Tape:
         self.x = Pool(np.uint32)
         self.hosts: list[Any] = []
         self.imports: list[Import] = []
+        self.lent: list[Import] = []
+        self.sparse: Plan | None = None
+        self.plans: dict[Any, Plan] = {}
         self.known: dict[int, tuple[Any, int, int]] = {}
         self.milestones: list[tuple[int, int]] = []
         self._arena: Arena | CompactArena | None = None
@@ -287,12 +304,20 @@ class Tape:
 
     # -- values from outside ----------------------------------------------------------------------
 
-    def push_input(self, values: Any) -> Import:
-        """Append an input instruction whose cells hold `values` (any shape, copied)."""
+    def push_input(self, values: Any, lend: bool = False) -> Import:
+        """Append an input instruction whose cells hold `values`, an array of any shape.
+
+        They are copied, unless the caller lends them: then nobody may change them while the tape
+        is swept.
+        """
         size = values.size
         cell = self.push_run(INPUT, len(self.imports), size)
-        self.arena.v.ensure(cell + size)[cell : cell + size] = values.ravel()
         entry = Import(cell, size)
+        if lend and size >= LENT_SIZE and values.dtype == np.float64 and values.flags.c_contiguous:
+            entry.values = values.reshape(-1)
+            self.lent.append(entry)
+        else:
+            self.arena.v.ensure(cell + size)[cell : cell + size] = values.ravel()
         self.imports.append(entry)
         self.input_cells += size
         return entry
@@ -393,14 +418,14 @@ class Tape:
             return False
         return holder.tape is None or not holder.tape.open
 
-    def outgrows(self, limit: int) -> bool:
-        """Whether the tape has more than `limit` cells, and imports are a small part of them.
+    def outgrows(self, instructions: int, cells: int) -> bool:
+        """Whether the tape is larger than that, and imports are a small part of it.
 
-        A pinned tape and the recording of a program never do: they stay one tape.
+        A pinned tape and the recording of a program never are: they stay one tape.
         """
-        if self.pinned or self._is_program:
+        if self.next_cell <= cells and self.n + len(self.code) // 3 <= instructions:
             return False
-        return self.next_cell > limit and self.next_cell > 4 * self.input_cells
+        return not (self.pinned or self._is_program) and self.next_cell > 4 * self.input_cells
 
     @property
     def _is_program(self) -> bool:
@@ -437,6 +462,7 @@ class Tape:
         self.put_aside()
         self.uncache()
         self.imports.clear()
+        self.lent.clear()
         self.hosts.clear()
         self._give_back()
 
@@ -462,7 +488,7 @@ def released_message() -> str:
 
 def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the values of a run (first cell) or of an array of cells, copied."""
-    _look(tape)
+    _look(tape, cells, size)
     v = tape.arena.v.array
     if isinstance(cells, int):
         return v[cells : cells + size].copy()
@@ -472,16 +498,17 @@ def read_cells(tape: Tape, cells: Any, size: int) -> np.ndarray[Any, np.dtype[np
 
 def read_cell(tape: Any, cell: int) -> float:
     """Return the value of one cell."""
-    _look(tape)
+    _look(tape, cell, 1)
     value: float = tape.arena.v.array.item(cell)
     return value
 
 
-def _look(tape: Tape) -> None:
-    """Bring the values of `tape` up to date."""
+def _look(tape: Tape, cells: Any, size: int) -> None:
+    """Bring the values of cells of `tape` up to date."""
     check_usable(tape)
-    execute.evaluate(tape)
-    if tape is recorder.tape and tape.outgrows(LOOK_CELLS):
+    if not execute.has_values(tape, cells, size):
+        execute.evaluate(tape)
+    if tape is recorder.tape and tape.outgrows(LOOK_CELLS, LOOK_CELLS):
         recorder.turn_over()
 
 
@@ -560,7 +587,7 @@ class Recorder(threading.local):
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""
-        if self.tape.outgrows(SEGMENT_CELLS):
+        if self.tape.outgrows(SEGMENT, SEGMENT_CELLS):
             self.turn_over()
         return self.tape
 

@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tapegrad.kernels.cpu.jit import helper, kernel, part
+from tapegrad.kernels.cpu.jit import helper, inlined, kernel
 
 int64 = np.int64
 
@@ -129,7 +129,7 @@ def constant(code, value):
     return -1 - n
 
 
-@part
+@inlined
 def multiple(code, c):
     """Return factor and cell of which a cell is the product; the factor is a constant."""
     if code.roles[code.ins[c, 0]] == MULTIPLY and code.ins[c, 1] < 0:
@@ -141,7 +141,7 @@ def multiple(code, c):
 # become, or take the VALUE instead, which stands in the place of x) and the instruction.
 
 
-@part
+@inlined
 def rewritten_sum(code, free, r, o, x, y, z):
     """Rewrite a sum, a difference or a negative."""
     roles, k = code.roles, code.k
@@ -190,7 +190,7 @@ def rewritten_sum(code, free, r, o, x, y, z):
     return KEEP, o, x, y, z
 
 
-@part
+@inlined
 def rewritten_product(code, free, r, o, x, y, z):
     """Rewrite a product, a quotient or an integer power."""
     roles, k = code.roles, code.k
@@ -234,7 +234,7 @@ def rewritten_product(code, free, r, o, x, y, z):
     return KEEP, o, x, y, z
 
 
-@part
+@inlined
 def rewritten_choice(code, r, o, x, y, z):
     """Rewrite a choice, a comparison or a logical operation, where its operands are known."""
     roles, k = code.roles, code.k
@@ -341,7 +341,7 @@ def run(code, programs, entry, c, scratch):
     return x if name == 0 else y if name == 1 else z if name == 2 else c
 
 
-@part
+@inlined
 def operand(code, c, j):
     """Return operand `j` of a cell."""
     return int64(code.ins[c, j + 1])

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
 
 # Numba's rewrites of its intermediate code fuse array expressions, of which kernels have none;
 # without them kernels compile a little sooner.
@@ -34,9 +36,55 @@ def helper(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
-def part(function: Callable[..., Any]) -> Any:
-    """Compile a function as a part of the one that calls it, as if it were written there."""
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of the one kernel that calls it, which takes less time."""
     return njit(inline="always", **_OPTIONS)(function)
+
+
+_native: dict[Callable[..., Any], Any] = {}
+
+
+def native(function: Callable[..., Any], signature: str) -> int:
+    """Compile a function by itself, cached on disk, and return its address for `call_native`.
+
+    What a kernel calls as a helper is optimised again as a part of it, and of what calls that. A
+    large function is compiled once, this way.
+    """
+    if function not in _native:
+        options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}
+        try:
+            _native[function] = cfunc(signature, cache=True, **options)(function)
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            _warn_once()
+            _native[function] = cfunc(signature, **options)(function)
+    address: int = _native[function].address
+    return address
+
+
+@intrinsic  # type: ignore[misc]
+def call_native(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call the function of four integers at an address."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word] * 4).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 5), emit
+
+
+@intrinsic  # type: ignore[misc]
+def word(typingctx: Any, address: Any, number: Any) -> Any:
+    """Return the 64-bit integer that stands at an address, `number` integers on."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(base, [args[1]]), align=8)
+
+    return types.int64(types.int64, types.int64), emit
 
 
 def _warn_once() -> None:

@@ -384,14 +384,14 @@ _CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
 _ARITY = np.array(
     list(
         "00000222222222222111111211222221111211111112211111121111111111112221111221222222"
-        "22222222222222222222222211112222222221322211111211112212"
+        "22222222222222222222222211112222222221322211111211112212222222"
     ),
     dtype=np.uint8,
 )
 _PARTIALS = np.array(
     list(
         "00000333333333333111110110333111111311111113311111131111111100003301010131333333"
-        "33333300000000000000000000000000000000622211111211113312"
+        "33333300000000000000000000000000000000622211111211113312333333"
     ),
     dtype=np.uint8,
 )
@@ -824,6 +824,14 @@ def values(o, xs, ys, zs, out):
             out[m] = (
                 xs[m] if isnan(xs[m]) else ys[m] if xs[m] == 0.0 else 1.0 if xs[m] > 0.0 else 0.0
             )
+    # adjoint_multiply
+    elif o == 136:
+        for m in range(n):
+            out[m] = 0.0 if xs[m] == 0.0 else xs[m] * ys[m]
+    # adjoint_divide
+    elif o == 139:
+        for m in range(n):
+            out[m] = 0.0 if xs[m] == 0.0 else xs[m] / ys[m]
     else:
         for m in range(n):
             out[m] = rare_value(o, xs[m], ys[m], zs[m])
@@ -977,13 +985,13 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
         for m in range(n):
             cx[m] = w[m]
             cy[m] = -w[m]
-    # multiply
-    elif o == 11:
+    # multiply, adjoint_multiply
+    elif o == 11 or o == 136:
         for m in range(n):
             cx[m] = w[m] * ys[m]
             cy[m] = w[m] * xs[m]
-    # divide
-    elif o == 14:
+    # divide, adjoint_divide
+    elif o == 14 or o == 139:
         for m in range(n):
             cx[m] = w[m] / ys[m]
             cy[m] = w[m] * (-outs[m] / ys[m])

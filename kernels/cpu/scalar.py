@@ -802,6 +802,24 @@ def forward(op, a, b, k, v, start, stop, cell):
         # heaviside_kx
         elif o == 121:
             result = k[q] if isnan(k[q]) else s if k[q] == 0.0 else 1.0 if k[q] > 0.0 else 0.0
+        # adjoint_multiply
+        elif o == 136:
+            result = 0.0 if s == 0.0 else s * v[q]
+        # adjoint_multiply_xk
+        elif o == 137:
+            result = 0.0 if s == 0.0 else s * k[q]
+        # adjoint_multiply_kx
+        elif o == 138:
+            result = 0.0 if k[q] == 0.0 else k[q] * s
+        # adjoint_divide
+        elif o == 139:
+            result = 0.0 if s == 0.0 else s / v[q]
+        # adjoint_divide_xk
+        elif o == 140:
+            result = 0.0 if s == 0.0 else s / k[q]
+        # adjoint_divide_kx
+        elif o == 141:
+            result = 0.0 if k[q] == 0.0 else k[q] / s
         else:
             result = rare_forward(o, a, v, i, p, q)
         v[c] = result
@@ -994,22 +1012,22 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         # subtract_kx, negative
         elif o == 10 or o == 17:
             result = -w
-        # multiply
-        elif o == 11:
+        # multiply, adjoint_multiply
+        elif o == 11 or o == 136:
             g[q] += w * s
             result = w * v[q]
-        # multiply_xk, multiply_kx
-        elif o == 12 or o == 13:
+        # multiply_xk, multiply_kx, adjoint_multiply_xk, adjoint_multiply_kx
+        elif o == 12 or o == 13 or o == 137 or o == 138:
             result = w * k[q]
-        # divide
-        elif o == 14:
+        # divide, adjoint_divide
+        elif o == 14 or o == 139:
             g[q] += w * (-v[c] / v[q])
             result = w / v[q]
-        # divide_xk
-        elif o == 15:
+        # divide_xk, adjoint_divide_xk
+        elif o == 15 or o == 140:
             result = w / k[q]
-        # divide_kx
-        elif o == 16:
+        # divide_kx, adjoint_divide_kx
+        elif o == 16 or o == 141:
             result = w * (-v[c] / s)
         # absolute, fabs
         elif o == 20 or o == 21:

@@ -251,7 +251,7 @@ _BINARY, _BINARY_XK, _BINARY_KX, _TERNARY = 2, 3, 4, 5
 _KINDS = np.array(
     list(
         "00000234234234234111111211234231111211111112211111121111111111112221111221234234"
-        "23423423423423423423423411112342342341523411111211112212"
+        "23423423423423423423423411112342342341523411111211112212234234"
     ),
     dtype=np.uint8,
 )
@@ -403,12 +403,12 @@ def partials(o, x, y, z, out):
     elif o == 8 or o == 9 or o == 10:
         to_x = 1.0
         to_y = -1.0
-    # multiply, multiply_xk, multiply_kx
-    elif o == 11 or o == 12 or o == 13:
+    # multiply, multiply_xk, multiply_kx, adjoint_multiply, adjoint_multiply_xk, adjoint_multiply_kx
+    elif o == 11 or o == 12 or o == 13 or o == 136 or o == 137 or o == 138:
         to_x = y + 0.0
         to_y = x + 0.0
-    # divide, divide_xk, divide_kx
-    elif o == 14 or o == 15 or o == 16:
+    # divide, divide_xk, divide_kx, adjoint_divide, adjoint_divide_xk, adjoint_divide_kx
+    elif o == 14 or o == 15 or o == 16 or o == 139 or o == 140 or o == 141:
         to_x = 1 / y + 0.0
         to_y = -out / y + 0.0
     # negative

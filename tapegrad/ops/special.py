@@ -9,6 +9,7 @@ NUMBERS = (-5.0, -1.3, -0.6, -1e-9, -0.0, 0.0, 1e-9, 0.6, 2.5, 5.0)
 LOGISTIC = (-40.0, -3.0, -0.6, -1e-9, -0.0, 0.0, 1e-9, 0.6, 2.5, 40.0)
 NOT_A_POLE = "x > 0.0 or x % 1.0 != 0.0"
 GAMMA = (-3.7, -0.5, 1e-3, 0.3, 1.0, 1.7, 2.0, 3.5, 10.0, 25.5)
+FLOWS = ((2.0, 3.0), (-1.5, 0.7), (0.3, -2.5), (-4.0, -0.2), (0.0, 1.0), (-0.0, 1.0))
 
 ROWS = (
     op(
@@ -189,5 +190,31 @@ ROWS = (
         ulp=512.0,  # The terms of its series cancel.
         scale=1.0,
         doc="Derivative of sinc, x times, at y; x is an integer.",
+    ),
+    op(
+        "adjoint_multiply",
+        "x y",
+        out="0.0 if x == 0.0 else x * y",
+        dx="y",
+        dy="x",
+        ufunc=(),
+        mp="x * y",
+        samples=(*FLOWS, (1.0, 0.0), (1.0, -0.0)),
+        specials=((1.0, inf), (inf, 0.0), (nan, 1.0)),
+        doc="An adjoint x times a partial y, which is 0 where no adjoint flows: what a sweep does.",
+    ),
+    op(
+        "adjoint_divide",
+        "x y",
+        out="0.0 if x == 0.0 else x / y",
+        dx="1 / y",
+        dy="-out / y",
+        ufunc=(),
+        mp="x / y",
+        domain="y != 0.0",
+        kinks=(((1.0, 0.0), (inf, -inf)), ((1.0, -0.0), (-inf, -inf))),
+        samples=FLOWS,
+        specials=((1.0, inf), (inf, 1.0), (nan, 1.0)),
+        doc="An adjoint x divided by y, which is 0 where no adjoint flows: what a sweep does.",
     ),
 )

@@ -1,0 +1,223 @@
+"""Emits kernels/cpu/regions.py: the executor of regions, opcodes outside and vectors inside."""
+
+from __future__ import annotations
+
+import ast
+
+from tapegrad.kernels.emit.language import HEADER, WIDTH, compiled, names_in, natural, tree
+from tapegrad.kernels.emit.library import preamble, simd_mark, vector_library, vector_names
+from tapegrad.kernels.emit.numbering import CELLS, Opcode
+from tapegrad.kernels.emit.regions_driver import DRIVER, constants
+from tapegrad.kernels.emit.scalar import chain
+from tapegrad.ops.row import Row, called, parse
+
+# What functions of rows are called in vectors: instructions of the processor.
+_SIMD = {
+    "abs": "fabs",
+    "ceil": "simd.ceil",
+    "copysign": "simd.copysign",
+    "floor": "simd.floor",
+    "rint": "simd.rint",
+    "sqrt": "simd.sqrt",
+    "trunc": "simd.trunc",
+}
+_OWN = {"integer_power": "integer_power_of_lanes"}
+_COMPARED = {
+    "isfinite": "(fabs({0}) < inf)",
+    "isinf": "(fabs({0}) == inf)",
+    "isnan": "({0} != {0})",
+}
+
+_HELPERS = '''@helper
+def integer_power_of_lanes(x, y):
+    """Return x**y for integers y: by multiplication, as `integer_power`, where they are alike."""
+    exponent = simd.lane(y, 0)
+    if not (abs(exponent) <= 8.0 and simd.all_lanes(y == exponent)):
+        return integer_power_lane_by_lane(x, y)
+    n = int(abs(exponent))
+    r = simd.splat(1.0)
+    base = x
+    while n > 0:
+        if n & 1:
+            r = r * base
+        base = base * base
+        n >>= 1
+    if exponent >= 0.0:
+        return r
+    size = fabs(r)
+    if simd.all_lanes((size > 1e-300) & (size < 1e300)):
+        return 1.0 / r
+    return integer_power_lane_by_lane(x, y)
+
+
+@helper
+def integer_power_lane_by_lane(x, y):
+    """Return x**y of each lane."""
+    r = x
+    for i in range(WIDTH):
+        r = simd.with_lane(r, i, integer_power(simd.lane(x, i), simd.lane(y, i)))
+    return r
+'''
+
+_BLOCK = '''@helper
+def rare(o, x, y, z):
+    """Return one lane of a row that has no form in vectors."""
+{rare}
+    else:
+        value = nan  # No opcode comes here.
+    return value
+
+
+def block(code, instructions, rows, lanes):
+    """Run all instructions on one block of lanes; `rows` holds the address of each row."""
+    vectors = (lanes + WIDTH - 1) // WIDTH
+    stop = vectors * VECTOR
+    for at in range(code, code + 10 * instructions, 10):
+        o = read_u16(at)
+        r = word(rows, read_u16(at + 2))
+        x = word(rows, read_u16(at + 4))
+        y = word(rows, read_u16(at + 6))
+        z = word(rows, read_u16(at + 8))
+{cases}
+        else:
+            for m in range(0, 8 * lanes, 8):
+                write_f64(r + m, rare(o, read_f64(x + m), read_f64(y + m), read_f64(z + m)))
+            for m in range(8 * lanes, stop, 8):
+                write_f64(r + m, read_f64(r))
+'''
+
+
+def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
+    """Return the module of the regions' executor."""
+    basic = tuple(o for o in opcodes if o.variant == CELLS)
+    vectorised = tuple(o for o in basic if has_vectors(o.row))
+    rare = tuple(o for o in basic if not has_vectors(o.row))
+    used = (
+        {"nan", "inf", "integer_power"}
+        | {
+            name
+            for opcode in rare
+            for name in names_in(parse(opcode.row.out)) - set(opcode.row.operands)
+        }
+        | {
+            name
+            for opcode in vectorised
+            for name in names_in(parse(opcode.row.out))
+            if name.isupper()
+        }
+    )
+    functions = vector_names()
+    expanded = {
+        functions[name]
+        for opcode in vectorised
+        for name in called(_text(opcode.row)) & set(functions)
+    }
+    names, library = vector_library(expanded)
+    header = HEADER.format(title="The executor of regions: programs over lanes, in vectors.")
+    body = [
+        _NUMBERS.format(mark=simd_mark()) + constants(),
+        library + "\n",
+        _HELPERS,
+        _BLOCK.format(rare=chain(rare, _rare, "    "), cases=chain(vectorised, _case, "        ")),
+        DRIVER,
+    ]
+    imported = sorted({*_SIMD_NAMES, *names}, key=natural)
+    lines = "".join(f"    {name},\n" for name in imported)
+    top = preamble(used).replace(_JIT, _SIMD_IMPORTS.format(names=lines))
+    top = top.replace("import math\n", "import math\nfrom typing import Any\n")
+    return "\n".join([header, top, "\n\n".join(body)])
+
+
+_JIT = "from tapegrad.kernels.cpu.jit import helper, kernel\n"
+_SIMD_IMPORTS = """from tapegrad.kernels.cpu import simd
+from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
+from tapegrad.kernels.cpu.simd import (
+{names})
+"""
+_SIMD_NAMES = (
+    *("fabs", "load", "read_f64", "read_u16", "read_u32", "select", "store"),
+    *("write_f64", "write_i64"),
+)
+_NUMBERS = """WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes
+# A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
+SIMD_TEXT = "{mark}"
+"""
+
+
+def has_vectors(row: Row) -> bool:
+    """Whether the value of a row is computed in vectors."""
+    return called(_text(row)) <= {*_SIMD, *_OWN, *_COMPARED, *vector_names()}
+
+
+def _text(row: Row) -> str:
+    """Return the expression of a row's value: a function of its name, if vectors have that."""
+    return f"{row.name}({', '.join(row.operands)})" if row.name in vector_names() else row.out
+
+
+def _rare(opcode: Opcode) -> list[str]:
+    return [f"value = {compiled(tree(opcode.row, opcode.row.out), {})}"]
+
+
+def _case(opcode: Opcode) -> list[str]:
+    names = {name: f"load({name} + m)" for name in opcode.row.operands}
+    text = vectors(parse(_text(opcode.row)))
+    node = parse(text)
+    twice = [n for n in opcode.row.operands if _occurrences(node, n) > 1]
+    lines = [f"{n}m = load({n} + m)" for n in twice]
+    text = compiled(node, names | {n: n + "m" for n in twice})
+    if opcode.row.result == "bool":
+        text = f"simd.as_numbers({text})"
+    elif not _occurrences(node, *opcode.row.operands):
+        text = f"simd.splat({text})"
+    if len(text) + len("value = ") + 16 > WIDTH:  # broken as the formatter breaks a call
+        call, _, arguments = text.partition("(")
+        lines += [f"value = {call}(", f"    {arguments[:-1]}", ")", "store(r + m, value)"]
+    else:
+        lines += [f"value = {text}", "store(r + m, value)"]
+    return ["for m in range(0, stop, VECTOR):", *("    " + line for line in lines)]
+
+
+def _occurrences(node: ast.AST, *names: str) -> int:
+    return sum(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+
+
+def vectors(node: ast.expr) -> str:
+    """Return an expression of a row as source text on vectors."""
+    return ast.unparse(_Vectors().visit(node))
+
+
+class _Vectors(ast.NodeTransformer):
+    """Branches become selections, conditions masks, and functions those of vectors."""
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
+        self.generic_visit(node)
+        return ast.Call(ast.Name("select", ast.Load()), [node.test, node.body, node.orelse], [])
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        self.generic_visit(node)
+        operator: ast.operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        result = node.values[0]
+        for value in node.values[1:]:
+            result = ast.BinOp(result, operator, value)
+        return result
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        truths = isinstance(node.left, ast.Compare)
+        self.generic_visit(node)
+        if truths and isinstance(node.ops[0], ast.NotEq):
+            return ast.BinOp(node.left, ast.BitXor(), node.comparators[0])
+        return node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        self.generic_visit(node)
+        return ast.UnaryOp(ast.Invert(), node.operand) if isinstance(node.op, ast.Not) else node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        assert isinstance(node.func, ast.Name)
+        name = node.func.id
+        arguments = [ast.unparse(argument) for argument in node.args]
+        if name in _COMPARED:
+            return parse(_COMPARED[name].format(*arguments))
+        known = vector_names() | _SIMD | _OWN
+        return parse(f"{known[name]}({', '.join(arguments)})")

@@ -1,0 +1,429 @@
+"""The part of kernels/cpu/regions.py that knows windows, blocks and chunks, and no opcodes."""
+
+from __future__ import annotations
+
+from tapegrad.kernels import words
+
+
+def constants() -> str:
+    """Return the numbers of words and kinds as assignments."""
+    lines = []
+    for names in (words.HEADER, words.WINDOW, words.IN_KINDS, words.OUT_KINDS):
+        lines += [f"{name} = {number}" for number, name in enumerate(names)]
+    lines += [
+        f"HEADER_BYTES = {8 * words.HEADER_WORDS}",
+        f"WINDOW_BYTES = {8 * words.WINDOW_WORDS}",
+        f"PAD = {words.PAD}  # bytes between rows, lest they meet in one place of the cache",
+    ]
+    # A window and a region have no word of the same name.
+    assert not set(words.HEADER) & set(words.WINDOW)
+    return "\n".join(lines) + "\n"
+
+
+DRIVER = '''@helper
+def copy(target, source, lanes):
+    """Copy numbers."""
+    whole = lanes // WIDTH * VECTOR
+    for m in range(0, whole, VECTOR):
+        store(target + m, load(source + m))
+    for m in range(whole, 8 * lanes, 8):
+        write_f64(target + m, read_f64(source + m))
+
+
+@helper
+def add(target, source, lanes):
+    """Add numbers to others."""
+    whole = lanes // WIDTH * VECTOR
+    for m in range(0, whole, VECTOR):
+        store(target + m, load(target + m) + load(source + m))
+    for m in range(whole, 8 * lanes, 8):
+        write_f64(target + m, read_f64(target + m) + read_f64(source + m))
+
+
+@helper
+def fill(target, value, lanes):
+    """Write one number many times."""
+    whole = lanes // WIDTH * VECTOR
+    spread = simd.splat(value)
+    for m in range(0, whole, VECTOR):
+        store(target + m, spread)
+    for m in range(whole, 8 * lanes, 8):
+        write_f64(target + m, value)
+
+
+@helper
+def total(source, lanes):
+    """Return the sum of numbers."""
+    result = 0.0
+    whole = lanes // WIDTH * VECTOR
+    if whole > 0:
+        sums = load(source)
+        for m in range(VECTOR, whole, VECTOR):
+            sums = sums + load(source + m)
+        for i in range(WIDTH):
+            result += simd.lane(sums, i)
+    for m in range(whole, 8 * lanes, 8):
+        result += read_f64(source + m)
+    return result
+
+
+@helper
+def locate(d, w, lane):
+    """Return the place of a lane in a window, and how many lanes follow along the last axis."""
+    shape = d + 8 * word(d, SHAPE)
+    strides = d + 8 * word(w, STRIDES)
+    axis = word(d, AXES) - 1
+    extent = word(shape, axis)
+    rest = lane // extent
+    j = lane - rest * extent
+    place = word(w, OFFSET) + j * word(strides, axis)
+    run = extent - j
+    axis -= 1
+    while axis > 0:
+        extent = word(shape, axis)
+        outer = rest // extent
+        place += (rest - outer * extent) * word(strides, axis)
+        rest = outer
+        axis -= 1
+    if axis == 0:
+        place += rest * word(strides, 0)
+    return place, run
+
+
+@helper
+def last_stride(d, w):
+    """Return the step of a window along the last axis."""
+    return word(d, word(w, STRIDES) + word(d, AXES) - 1)
+
+
+@helper
+def index_of(w, buffers):
+    """Return the address of a window's index array, or 0."""
+    number = word(w, INDEX)
+    return word(buffers, number) if number >= 0 else 0
+
+
+@helper
+def element(w, index, place):
+    """Return the element that an index array has at a place."""
+    return word(w, BASE) + read_u32(index + 4 * place)
+
+
+@helper
+def bring(d, w, buffers, lane, lanes, row):
+    """Write the values of lanes of a window into a row, run by run of the last axis."""
+    source = word(buffers, word(w, BUFFER))
+    index = index_of(w, buffers)
+    step = last_stride(d, w)
+    done = 0
+    while done < lanes:
+        place, run = locate(d, w, lane + done)
+        run = min(run, lanes - done)
+        to = row + 8 * done
+        if index:
+            for i in range(run):
+                at = element(w, index, place + i * step)
+                write_f64(to + 8 * i, read_f64(source + 8 * at))
+        elif step == 1:
+            copy(to, source + 8 * place, run)
+        elif step == 0:
+            fill(to, read_f64(source + 8 * place), run)
+        else:
+            for i in range(run):
+                write_f64(to + 8 * i, read_f64(source + 8 * (place + i * step)))
+        done += run
+
+
+@helper
+def carry(d, w, target, index, adds, lane, lanes, row):
+    """Carry lanes of a row out through a window, run by run of the last axis."""
+    step = last_stride(d, w)
+    done = 0
+    while done < lanes:
+        place, run = locate(d, w, lane + done)
+        run = min(run, lanes - done)
+        source = row + 8 * done
+        to = target + 8 * place
+        if index:
+            for i in range(run):
+                at = target + 8 * element(w, index, place + i * step)
+                was = read_f64(at) if adds else 0.0
+                write_f64(at, was + read_f64(source + 8 * i))
+        elif step == 1:
+            if adds:
+                add(to, source, run)
+            else:
+                copy(to, source, run)
+        elif step == 0 and adds:
+            write_f64(to, read_f64(to) + total(source, run))
+        elif adds:
+            for i in range(run):
+                at = to + 8 * i * step
+                write_f64(at, read_f64(at) + read_f64(source + 8 * i))
+        else:
+            for i in range(run):
+                write_f64(to + 8 * i * step, read_f64(source + 8 * i))
+        done += run
+
+
+@helper
+def clear(d, w, buffers):
+    """Make the elements of a window zero, each once."""
+    target = word(buffers, word(w, BUFFER))
+    index = index_of(w, buffers)
+    shape = d + 8 * word(d, SHAPE)
+    strides = d + 8 * word(w, STRIDES)
+    axes = word(d, AXES)
+    count = 1
+    for axis in range(axes):
+        if word(strides, axis) != 0:
+            count *= word(shape, axis)
+    for i in range(count):
+        place = word(w, OFFSET)
+        rest = i
+        for axis in range(axes - 1, -1, -1):
+            step = word(strides, axis)
+            if step != 0:
+                extent = word(shape, axis)
+                outer = rest // extent
+                place += (rest - outer * extent) * step
+                rest = outer
+        if index:
+            place = element(w, index, place)
+        write_f64(target + 8 * place, 0.0)
+
+
+@inlined
+def open_chunk(d, buffers, c, start, stop, rows, first):
+    """Do what a chunk does once: rows that stay the same, sums that start at zero."""
+    block = word(d, BLOCK)
+    pitch = 8 * block + PAD
+    for r in range(word(d, ROWS)):
+        write_i64(rows + 8 * r, first + r * pitch)
+    lanes = min(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
+    for r in range(word(d, CONSTANTS)):
+        fill(first + r * pitch, read_f64(word(d, VALUES) + 8 * r), lanes)
+    w = d + HEADER_BYTES
+    for _ in range(word(d, INPUTS)):
+        if word(w, KIND) == UNIFORM:
+            place = word(w, OFFSET)
+            index = index_of(w, buffers)
+            if index:
+                place = element(w, index, place)
+            value = read_f64(word(buffers, word(w, BUFFER)) + 8 * place)
+            fill(first + word(w, ROW) * pitch, value, lanes)
+        w += WINDOW_BYTES
+    for _ in range(word(d, OUTPUTS)):
+        kind = word(w, KIND)
+        if kind == SUM:
+            store(word(buffers, word(w, EXTRA)) + VECTOR * c, simd.splat(0.0))
+        elif kind == PRIVATE:
+            extent = word(w, EXTENT)
+            fill(word(buffers, word(w, EXTRA)) + 8 * c * extent, 0.0, extent)
+        elif kind == LEAD and c > 0 and not word(w, ADD):
+            # What the lead of the chunk before sets here comes later, from its halo.
+            target = word(buffers, word(w, BUFFER)) + 8 * (word(w, LOW) + start)
+            fill(target, 0.0, word(w, HALO))
+        w += WINDOW_BYTES
+
+
+@inlined
+def bring_in(d, buffers, lane, lanes, rows, first):
+    """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
+    pitch = 8 * word(d, BLOCK) + PAD
+    padded = (lanes + WIDTH - 1) // WIDTH * WIDTH
+    w = d + HEADER_BYTES
+    for _ in range(word(d, INPUTS)):
+        kind = word(w, KIND)
+        number = word(w, ROW)
+        if kind == IN_PLACE and lanes == padded:
+            source = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane)
+            write_i64(rows + 8 * number, source)
+        elif kind != UNIFORM:
+            row = first + number * pitch
+            write_i64(rows + 8 * number, row)
+            bring(d, w, buffers, lane, lanes, row)
+            fill(row + 8 * lanes, read_f64(row), padded - lanes)
+        w += WINDOW_BYTES
+
+
+@helper
+def owned(d, w, lane, lanes, stop):
+    """Return how many lanes of an overlapping window stay inside their chunk."""
+    if stop == word(d, SIZE):
+        return lanes
+    return max(0, min(lanes, stop - lane - word(w, SHIFT)))
+
+
+@inlined
+def place_out(d, buffers, lane, lanes, stop, rows, first):
+    """Let rows of out-windows lie where they are to go."""
+    pitch = 8 * word(d, BLOCK) + PAD
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, PLACED):
+            number = word(w, ROW)
+            row = first + number * pitch
+            inside = lanes if word(w, KIND) == FLAT else owned(d, w, lane, lanes, stop)
+            if lanes % WIDTH == 0 and inside == lanes:
+                row = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane)
+            write_i64(rows + 8 * number, row)
+        w += WINDOW_BYTES
+
+
+@inlined
+def carry_out(d, buffers, c, lane, lanes, stop, rows):
+    """Carry the rows of out-windows of a block to where they go."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        kind = word(w, KIND)
+        row = word(rows, word(w, ROW))
+        target = word(buffers, word(w, BUFFER))
+        flat = target + 8 * (word(w, OFFSET) + lane)
+        adds = word(w, ADD)
+        if kind == FLAT:
+            if adds:
+                add(flat, row, lanes)
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+                for m in range(0, 8 * lanes, VECTOR):
+                    simd.store_streaming(flat + m, load(row + m))
+            elif row != flat:
+                copy(flat, row, lanes)
+        elif kind == SUM:
+            sums = word(buffers, word(w, EXTRA)) + VECTOR * c
+            whole = lanes // WIDTH * VECTOR
+            partial = load(sums)
+            for m in range(0, whole, VECTOR):
+                partial = partial + load(row + m)
+            store(sums, partial)
+            add(sums, row + whole, lanes % WIDTH)
+        elif kind == WALK:
+            carry(d, w, target, index_of(w, buffers), adds, lane, lanes, row)
+        elif kind == PRIVATE:
+            extent = word(w, EXTENT)
+            private = word(buffers, word(w, EXTRA)) + 8 * (c * extent - word(w, LOW))
+            carry(d, w, private, 0, 1, lane, lanes, row)
+        elif kind == LATER:
+            copy(word(buffers, word(w, EXTRA)) + 8 * lane, row, lanes)
+        else:
+            inside = owned(d, w, lane, lanes, stop)
+            halo = word(buffers, word(w, EXTRA)) + 8 * c * word(w, HALO)
+            beyond = halo + 8 * (lane + inside + word(w, SHIFT) - stop)
+            if kind == LEAD:
+                if adds:
+                    add(flat, row, inside)
+                elif row != flat:
+                    copy(flat, row, inside)
+                copy(beyond, row + 8 * inside, lanes - inside)
+            else:
+                add(flat, row, inside)
+                add(beyond, row + 8 * inside, lanes - inside)
+        w += WINDOW_BYTES
+
+
+@inlined
+def chunk(d, buffers, c, scratch, blocks):
+    """Run one chunk, a block of lanes after another."""
+    start = c * word(d, CHUNK)
+    stop = min(word(d, SIZE), start + word(d, CHUNK))
+    first = scratch + (8 * word(d, ROWS) + VECTOR - 1) // VECTOR * VECTOR
+    open_chunk(d, buffers, c, start, stop, scratch, first)
+    lane = start
+    while lane < stop:
+        lanes = min(word(d, BLOCK), stop - lane)
+        bring_in(d, buffers, lane, lanes, scratch, first)
+        place_out(d, buffers, lane, lanes, stop, scratch, first)
+        call_native(blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        carry_out(d, buffers, c, lane, lanes, stop, scratch)
+        lane += lanes
+
+
+@inlined
+def prepare(d, buffers):
+    """Make zero what several windows are going to add to."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, ZERO):
+            clear(d, w, buffers)
+        w += WINDOW_BYTES
+
+
+@inlined
+def finish(d, buffers):
+    """Add up what the chunks have put aside, in their order."""
+    chunks = word(d, CHUNKS)
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        kind = word(w, KIND)
+        target = word(buffers, word(w, BUFFER))
+        if kind == SUM:
+            sums = simd.splat(0.0)
+            for c in range(chunks):
+                sums = sums + load(word(buffers, word(w, EXTRA)) + VECTOR * c)
+            place = word(w, OFFSET)
+            index = index_of(w, buffers)
+            if index:
+                place = element(w, index, place)
+            result = read_f64(target + 8 * place) if word(w, ADD) else 0.0
+            for i in range(WIDTH):
+                result += simd.lane(sums, i)
+            write_f64(target + 8 * place, result)
+        elif kind == PRIVATE:
+            if not word(w, ADD):
+                clear(d, w, buffers)
+            extent = word(w, EXTENT)
+            for c in range(chunks):
+                private = word(buffers, word(w, EXTRA)) + 8 * c * extent
+                add(target + 8 * word(w, LOW), private, extent)
+        elif kind == LATER:
+            if not word(w, ADD):
+                clear(d, w, buffers)
+            aside = word(buffers, word(w, EXTRA))
+            carry(d, w, target, index_of(w, buffers), 1, 0, word(d, SIZE), aside)
+        elif kind == LEAD:
+            halo = word(w, HALO)
+            for c in range(chunks - 1):
+                to = target + 8 * (word(w, LOW) + (c + 1) * word(d, CHUNK))
+                add(to, word(buffers, word(w, EXTRA)) + 8 * c * halo, halo)
+        w += WINDOW_BYTES
+
+
+@kernel
+def run(d, buffers, first, stop, whole, scratch, blocks):
+    """Run the chunks from `first` to `stop` of a region.
+
+    Parameters
+    ----------
+    d : int
+        Address of the region's words; see kernels/words.py.
+    buffers : int
+        Address of the addresses of its buffers.
+    first, stop : int
+        The chunks to run. Chunks are independent of each other.
+    whole : int
+        1 where these are all chunks: nothing else is to be done. Otherwise the first call is for
+        chunks 0 to 0 with 2, and the last one for none with 4.
+    scratch : int
+        Address of room for the rows of a block.
+    blocks : int
+        Address of `block`, compiled.
+    """
+    if whole & 3:
+        prepare(d, buffers)
+    for c in range(first, stop):
+        chunk(d, buffers, c, scratch, blocks)
+    if whole & 5:
+        finish(d, buffers)
+
+
+SIGNATURES = {
+    "block": "void(int64, int64, int64, int64)",
+    "run": "void(int64, int64, int64, int64, int64, int64, int64)",
+}
+
+
+def compile_all() -> int:
+    """Compile the executor, or load it from the cache; return the address that `run` asks for."""
+    run.compile(SIGNATURES["run"])
+    return native(block, SIGNATURES["block"])
+'''

@@ -1,0 +1,63 @@
+"""What the executor of regions is handed: a region as a run of 64-bit words.
+
+`tapegrad.lowering` writes them and `kernels/cpu/regions.py` reads them; the generator puts the
+numbers of this file into that module. A position in the words is called a word, the address of
+something in memory an address.
+"""
+
+from __future__ import annotations
+
+HEADER = (
+    "SIZE",  # lanes
+    "BLOCK",  # lanes that run together, a multiple of the lanes of a vector
+    "CHUNK",  # lanes that one thread does in a row; a number that depends on the region only
+    "CHUNKS",
+    "CODE",  # address
+    "INSTRUCTIONS",
+    "ROWS",
+    "CONSTANTS",
+    "VALUES",  # address of the constants
+    "INPUTS",  # their windows follow the header, then those of the outputs
+    "OUTPUTS",
+    "AXES",
+    "SHAPE",  # word of the first extent
+)
+"""The words of a region."""
+
+WINDOW = (
+    "KIND",
+    "ROW",
+    "BUFFER",
+    "OFFSET",
+    "INDEX",  # buffer of an index array
+    "BASE",
+    "ADD",
+    "STRIDES",  # word of the first stride
+    "PLACED",  # whether the row itself lies there while a whole block runs
+    "STREAMED",  # whether it is written past the cache, where it is aligned
+    "ZERO",  # whether its elements are made zero before all else
+    "LOW",  # the lowest place it reaches
+    "EXTENT",  # places from there to the highest
+    "EXTRA",  # buffer beside the user's: partial sums, or results that wait
+    "SHIFT",  # overlapping windows: places beyond the lowest of the group
+    "HALO",  # and how far the group reaches beyond its lanes
+)
+"""The words of a window."""
+
+IN_KINDS = ("IN_PLACE", "UNIFORM", "WALKED", "GATHERED")
+OUT_KINDS = (
+    "FLAT",  # consecutive elements
+    "SUM",  # all lanes to one element: a vector of partial sums a chunk
+    "WALK",  # each lane to an element of its own, or all chunks by one thread
+    "PRIVATE",  # added to a copy a chunk; copies are added up in order
+    "LATER",  # put aside, and carried out by one thread in the end
+    "LEAD",  # of windows on consecutive elements that overlap, the highest
+    "FOLLOW",  # and the others, which add to what it has set
+)
+
+HEADER_WORDS = len(HEADER)
+WINDOW_WORDS = len(WINDOW)
+WIDTH = 16
+"""Lanes of a vector: float64 numbers in 128 bytes."""
+PAD = 64
+"""Bytes between rows: at distances of a power of two they would meet in one place of the cache."""
