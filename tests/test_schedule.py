@@ -1,4 +1,8 @@
-"""The order of derived code changes nothing that it computes, to the last bit."""
+"""The order of derived code changes nothing that it computes.
+
+To the last bit, as long as instructions do the same arithmetic: the compiled functions of lanes and
+those of scalars differ by up to 2 ULP (see docs/accuracy.md).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,11 @@ def test_tiles_and_lanes(f, executor, monkeypatch):
         for tile, lanes in ((16, 2), (50, 10**9), (10**9, 2), (1, 1)):
             monkeypatch.setattr(schedule, "TILE", tile)
             monkeypatch.setattr(schedule, "FEWEST_LANES", lanes)
-            np.testing.assert_array_equal(values(f, x)[0], expected)
+            found = values(f, x)[0]
+            if executor == "reference" or lanes == 10**9:
+                np.testing.assert_array_equal(found, expected)
+            else:  # some hundred functions one after the other, each 2 ULP off at most
+                np.testing.assert_allclose(found, expected, rtol=1e-11, atol=0.0)
 
 
 def test_repeated_code_becomes_array_instructions_on_runs():
