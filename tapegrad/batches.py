@@ -80,8 +80,13 @@ class Task:
             if len(program.outputs) != 1 or rows * len(program) > _DERIVED_CELLS:
                 return None
         args, kwargs = program.example()
-        vectors = [np.ones(np.shape(args[self.argnums]))[()] for _ in range(self.vectors)]
+        vectors = [_ones_like(args[self.argnums]) for _ in range(self.vectors)]
         return Program(functools.partial(self, program), (*args, *vectors), kwargs)
+
+
+def _ones_like(x: Any) -> Any:
+    leaves, tree = trees.flatten(x, trees.is_numeric_list)
+    return trees.unflatten(tree, [np.ones(np.shape(leaf))[()] for leaf in leaves])
 
 
 class Batch:
@@ -179,13 +184,15 @@ class Batch:
 
     def _chunk_size(self, lanes: Lanes) -> int:
         samples = self.samples
+        apart = lanes.decided or bool(samples.fixed)  # some samples may be gathered into copies
         bytes_ = 16 * lanes.decided
         for i in lanes.numbers:
             part = samples.parts[i]
-            if samples.mapped[i] and (part.dtype != np.float64 or not part.flags.c_contiguous):
+            if samples.mapped[i] and (apart or part.dtype != np.float64):
                 bytes_ += 8 * part[:1].size
         for shape, dtype in zip(lanes.shapes, lanes.dtypes, strict=True):
-            bytes_ += 8 * int(np.prod(shape)) * (dtype != np.float64 or self._out is not None)
+            if apart or dtype != np.float64 or self._out is not None:
+                bytes_ += 8 * prod(shape)
         size = min(CHUNK_WORK // lanes.instructions, self.memory // max(bytes_, 1), _MOST)
         return max(size // _LEAST, 1) * _LEAST
 

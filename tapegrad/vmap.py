@@ -217,6 +217,7 @@ def _on_tape(x: Any) -> Any:
             return x
         return recording.array(x.storage, x.window)
     values = np.ascontiguousarray(x, np.float64)
+    recorder.current().captures(x)
     entry = recorder.current().push_input(values)
     return recording.run(recorder.tape, entry.cell, (values.size,))
 
