@@ -27,6 +27,9 @@ from .samples import Samples
 MEMORY = 64 << 20
 """Bytes that a batch may use for itself, besides its arguments and results, by default."""
 
+WAYS = 1 << 10
+"""Programs that are kept for one function, at most."""
+
 CHUNK_WORK = 1 << 27
 """Samples times instructions of a chunk: between two of them Ctrl-C is noticed, the bar moves."""
 
@@ -284,7 +287,7 @@ class Batch:
             return [(indices[1:], way, depth)] if indices.size > 1 else []
         if self.ways.full:
             return [(indices, Way(program), number + 1)]
-        way.plant(program, depth)
+        self.ways.keep(way, program, depth)
         found = way.follow(taken[depth:])
         assert found is not None
         return [(indices, found, number + 1)]
@@ -425,7 +428,7 @@ class Map:
         function = program.function
         if function is None:
             return cls(None, root)
-        ways = FunctionOfPrograms(function)
+        ways = FunctionOfPrograms(function, most=WAYS)
         ways.begin_with(root)
         return cls(ways, root)
 

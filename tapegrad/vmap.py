@@ -21,7 +21,7 @@ import numpy as np
 
 from . import recording, trees
 from .adjoint import call
-from .batches import Batch, Task
+from .batches import WAYS, Batch, Task
 from .call import check_function
 from .errors import EnclosedError, at_caller
 from .function import FunctionOfPrograms
@@ -51,7 +51,7 @@ class Vmap:
         self._f = f
         self._in_axes, self._out_axes = in_axes, out_axes
         self._progress = progress
-        self._ways = FunctionOfPrograms(f, compared=sys.maxsize)
+        self._ways = FunctionOfPrograms(f, compared=sys.maxsize, most=WAYS)
         self.paths = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -177,7 +177,7 @@ def _ways(points):
 
 
 def test_more_ways_than_are_kept(monkeypatch):
-    monkeypatch.setattr(FUNCTION, "MAX_WAYS", 3)
+    monkeypatch.setattr(batches, "WAYS", 3)
     program = tg.record(branchy, np.array([0.1, 0.1, 1.0]))
     points = RNG.uniform(-2.0, 2.0, (40, 3))
     close(program.map(points), each(branchy, points))
