@@ -60,7 +60,9 @@ class FunctionOfPrograms:
         How often the Python function was recorded.
     """
 
-    def __init__(self, f: Callable[..., Any], compared: int = _SMALL, most: int = MAX_WAYS) -> None:
+    def __init__(
+        self, f: Callable[..., Any], compared: int = _SMALL, most: int | None = None
+    ) -> None:
         check_function(f)
         functools.update_wrapper(self, f)
         self._f = f
