@@ -148,6 +148,8 @@ class Plan:
         self.stored = np.ones(n, np.bool_)
         if mode == "gradient":
             self._plan_gradient(seeds, active)
+        elif mode == "some":
+            self._plan_some(seeds)
         else:
             for step in self.steps:
                 if step.kind >= 0:
@@ -184,13 +186,26 @@ class Plan:
             begin, end = int(self.first[low]), int(self.first[high])
             self.steps.append(Step(kind, start + low, start + high, begin, end))
 
+    def _chosen(self, stretches: tuple[Any, ...]) -> Any:
+        """Return by instruction whether some of its cells are in one of these stretches."""
+        chosen = np.zeros(self.n, np.uint8)
+        for low, high in stretches:
+            p, q = np.searchsorted(self.first, (low, high), side="right") - 1
+            chosen[max(p, 0) : q + 1] = 1
+        return chosen
+
+    def _plan_some(self, needed: tuple[Any, ...]) -> None:
+        self._outside |= self._chosen(needed)
+        kinds = self._columns[0][self.start : self.start + self.n]
+        self.stored = (self._region < 0) | (self._outside != 0) | (kinds == HOST)
+        for step in self.steps:
+            if step.kind >= 0:
+                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any) -> None:
         host_at, h, start, n = self._hosts
         op, a, b = self._columns
-        seeded = np.zeros(n, np.uint8)
-        for low, high in seeds:
-            p, q = np.searchsorted(self.first, (low, high), side="right") - 1
-            seeded[max(p, 0) : q + 1] = 1
+        seeded = self._chosen(seeds)
         self._planning.find_active(
             op, a, b, *self._tables, _KINDS, ARITIES, _RECEIVED, host_at, h, start, n,
             self.first, self._region, active, seeded, self._active,
@@ -386,9 +401,10 @@ def plan_of(
     tape : Tape
         Flushed.
     mode : str
-        "values" (all of them) or "gradient" (adjoints, and the values needed for them).
+        "values" (all of them), "some" (those asked for, and what scalar instructions and those of
+        the host need) or "gradient" (adjoints, and the values needed for them).
     seeds : tuple of (int, int)
-        Lowest and highest cells where adjoints start.
+        Stretches of cells, lowest and highest, that are asked for, or where adjoints start.
     active : ndarray of uint8
         By import, whether its adjoint is wanted.
     """
