@@ -93,7 +93,9 @@ def _row(row: Row) -> str:
         *_returned([guarded(tree(row, row.out))], "", ""),
         "\n",
         *_signature(
-            f"def reverse_{row.name}(", f"w: float, {operands}, out: float", f") -> tuple[{answers}]:"
+            f"def reverse_{row.name}(",
+            f"w: float, {operands}, out: float",
+            f") -> tuple[{answers}]:",
         ),
         *_temporaries(row),
         *_returned([guarded(contribution(_partial(p))) for p in row.partials], "(", ")"),
