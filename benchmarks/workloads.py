@@ -16,6 +16,10 @@ LOOP_OPERATIONS = 8
 CHAIN_OPERATIONS = 8
 """Elementary operations that one element adds to `rosenbrock`."""
 
+PATH_STEPS = (0.11, -0.23, 0.31, 0.05, -0.17, 0.29, -0.07, 0.19)
+PATH_OPERATIONS = 8 * len(PATH_STEPS) + 3
+"""Elementary operations of `path`."""
+
 
 def scalar_loop(x: Any, a: Any, b: Any, steps: int, sin: Callable[[Any], Any]) -> Any:
     """Iterate x = sin(a*x) + b*x²/(1 + x²) on scalars, and sum what it visits."""
@@ -40,6 +44,23 @@ def rosenbrock(x: Any, n: int) -> Any:
 def rosenbrock_point(n: int) -> NDArray[np.float64]:
     """Return a point of n elements at which no term of `rosenbrock` vanishes."""
     return np.linspace(-0.9, 1.1, n) + 0.05 * np.sin(np.arange(n))
+
+
+def path(xp: Any, x: Any, a: Any, b: Any, mu: Any) -> Any:
+    """Follow a path with local volatility; return a softplus of where it ends.
+
+    `xp` has the functions ``exp`` and ``log``.
+    """
+    for z in PATH_STEPS:
+        x = x + mu + a * xp.exp(-(b * x * x)) * z
+    return xp.log(1.0 + xp.exp(x))
+
+
+def path_points(n: int) -> list[NDArray[np.float64]]:
+    """Return the four arguments of `path`, each for n samples."""
+    rng = np.random.default_rng(0)
+    limits = ((-1.0, 1.0), (0.2, 0.6), (0.1, 0.9), (-0.05, 0.05))
+    return [rng.uniform(low, high, n) for low, high in limits]
 
 
 def fill(y: Any, value: Any, n: int) -> Any:

@@ -147,6 +147,15 @@ ADJOINT_MULTIPLY_KX = 138
 ADJOINT_DIVIDE = 139
 ADJOINT_DIVIDE_XK = 140
 ADJOINT_DIVIDE_KX = 141
+MULTIPLY_ADD = 142
+MULTIPLY_SUBTRACT = 143
+SUBTRACT_PRODUCT = 144
+MULTIPLY_THRICE = 145
+ADD_THRICE = 146
+NEGATIVE_PRODUCT = 147
+NEGATIVE_PRODUCT_XK = 148
+NEGATIVE_PRODUCT_KX = 149
+EXP_NEGATIVE_PRODUCT = 150
 
 FIRST_ROW = 5
 """The first opcode that is a row; those below are structural."""
@@ -294,6 +303,15 @@ NAMES: tuple[str, ...] = (
     "ADJOINT_DIVIDE",
     "ADJOINT_DIVIDE_XK",
     "ADJOINT_DIVIDE_KX",
+    "MULTIPLY_ADD",
+    "MULTIPLY_SUBTRACT",
+    "SUBTRACT_PRODUCT",
+    "MULTIPLY_THRICE",
+    "ADD_THRICE",
+    "NEGATIVE_PRODUCT",
+    "NEGATIVE_PRODUCT_XK",
+    "NEGATIVE_PRODUCT_KX",
+    "EXP_NEGATIVE_PRODUCT",
 )
 """Names by opcode."""
 
@@ -440,6 +458,15 @@ ROW_OF: tuple[str, ...] = (
     "adjoint_divide",
     "adjoint_divide",
     "adjoint_divide",
+    "multiply_add",
+    "multiply_subtract",
+    "subtract_product",
+    "multiply_thrice",
+    "add_thrice",
+    "negative_product",
+    "negative_product",
+    "negative_product",
+    "exp_negative_product",
 )
 """Row names by opcode."""
 
@@ -587,6 +614,15 @@ KINDS: tuple[int, ...] = (
     2,
     3,
     4,
+    5,
+    5,
+    5,
+    5,
+    5,
+    2,
+    3,
+    4,
+    2,
 )
 """Kinds by opcode; 0 is structural."""
 
@@ -685,6 +721,13 @@ ROWS: dict[str, tuple[int, int, int]] = {
     "sinc_derivative": (135, -1, -1),
     "adjoint_multiply": (136, 137, 138),
     "adjoint_divide": (139, 140, 141),
+    "multiply_add": (142, -1, -1),
+    "multiply_subtract": (143, -1, -1),
+    "subtract_product": (144, -1, -1),
+    "multiply_thrice": (145, -1, -1),
+    "add_thrice": (146, -1, -1),
+    "negative_product": (147, 148, 149),
+    "exp_negative_product": (150, -1, -1),
 }
 """Row to (opcode, opcode with y constant or -1, opcode with x constant or -1)."""
 
@@ -783,6 +826,13 @@ ARITY: dict[str, int] = {
     "sinc_derivative": 2,
     "adjoint_multiply": 2,
     "adjoint_divide": 2,
+    "multiply_add": 3,
+    "multiply_subtract": 3,
+    "subtract_product": 3,
+    "multiply_thrice": 3,
+    "add_thrice": 3,
+    "negative_product": 2,
+    "exp_negative_product": 2,
 }
 """Row to its number of operands."""
 

@@ -527,6 +527,45 @@ PARTIALS: dict[str, tuple[Steps, ...]] = {
             "divide #0 y",
         ),
     ),
+    "multiply_add": (
+        ("y",),
+        ("x",),
+        ("1.0",),
+    ),
+    "multiply_subtract": (
+        ("y",),
+        ("x",),
+        ("negative 1.0",),
+    ),
+    "subtract_product": (
+        ("negative y",),
+        ("negative x",),
+        ("1.0",),
+    ),
+    "multiply_thrice": (
+        ("multiply y z",),
+        ("multiply x z",),
+        ("multiply x y",),
+    ),
+    "add_thrice": (
+        ("1.0",),
+        ("1.0",),
+        ("1.0",),
+    ),
+    "negative_product": (
+        ("negative y",),
+        ("negative x",),
+    ),
+    "exp_negative_product": (
+        (
+            "negative y",
+            "multiply #0 out",
+        ),
+        (
+            "negative x",
+            "multiply #0 out",
+        ),
+    ),
 }
 """By row and operand: its partial; no steps where no derivative flows."""
 
@@ -854,6 +893,39 @@ FLOWS: dict[str, tuple[Steps, ...]] = {
         (),
     ),
     "adjoint_divide": (
+        (),
+        (),
+    ),
+    "multiply_add": (
+        (),
+        (),
+        (),
+    ),
+    "multiply_subtract": (
+        (),
+        (),
+        (),
+    ),
+    "subtract_product": (
+        (),
+        (),
+        (),
+    ),
+    "multiply_thrice": (
+        (),
+        (),
+        (),
+    ),
+    "add_thrice": (
+        (),
+        (),
+        (),
+    ),
+    "negative_product": (
+        (),
+        (),
+    ),
+    "exp_negative_product": (
         (),
         (),
     ),

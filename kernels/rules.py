@@ -1291,6 +1291,129 @@ def tangent_adjoint_divide(x: float, y: float, out: float, tx: float, ty: float)
     return from_x + from_y
 
 
+def forward_multiply_add(x: float, y: float, z: float) -> float:
+    return x * y + z
+
+
+def reverse_multiply_add(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
+    return (w * y, w * x, w)
+
+
+def tangent_multiply_add(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = tx * y if tx else 0.0
+    from_y = ty * x if ty else 0.0
+    from_z = tz if tz else 0.0
+    return from_x + from_y + from_z
+
+
+def forward_multiply_subtract(x: float, y: float, z: float) -> float:
+    return x * y - z
+
+
+def reverse_multiply_subtract(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
+    return (w * y, w * x, -w)
+
+
+def tangent_multiply_subtract(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = tx * y if tx else 0.0
+    from_y = ty * x if ty else 0.0
+    from_z = -tz if tz else 0.0
+    return from_x + from_y + from_z
+
+
+def forward_subtract_product(x: float, y: float, z: float) -> float:
+    return z - x * y
+
+
+def reverse_subtract_product(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
+    return (-(w * y), -(w * x), w)
+
+
+def tangent_subtract_product(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = -(tx * y) if tx else 0.0
+    from_y = -(ty * x) if ty else 0.0
+    from_z = tz if tz else 0.0
+    return from_x + from_y + from_z
+
+
+def forward_multiply_thrice(x: float, y: float, z: float) -> float:
+    return x * y * z
+
+
+def reverse_multiply_thrice(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
+    return (w * (y * z), w * (x * z), w * (x * y))
+
+
+def tangent_multiply_thrice(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = tx * (y * z) if tx else 0.0
+    from_y = ty * (x * z) if ty else 0.0
+    from_z = tz * (x * y) if tz else 0.0
+    return from_x + from_y + from_z
+
+
+def forward_add_thrice(x: float, y: float, z: float) -> float:
+    return x + y + z
+
+
+def reverse_add_thrice(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
+    return (w, w, w)
+
+
+def tangent_add_thrice(
+    x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
+) -> float:
+    from_x = tx if tx else 0.0
+    from_y = ty if ty else 0.0
+    from_z = tz if tz else 0.0
+    return from_x + from_y + from_z
+
+
+def forward_negative_product(x: float, y: float) -> float:
+    return -(x * y)
+
+
+def reverse_negative_product(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (-(w * y), -(w * x))
+
+
+def tangent_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = -(tx * y) if tx else 0.0
+    from_y = -(ty * x) if ty else 0.0
+    return from_x + from_y
+
+
+def forward_exp_negative_product(x: float, y: float) -> float:
+    return exp(-(x * y))
+
+
+def reverse_exp_negative_product(w: float, x: float, y: float, out: float) -> tuple[float, float]:
+    return (w * (-y * out), w * (-x * out))
+
+
+def tangent_exp_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    from_x = tx * (-y * out) if tx else 0.0
+    from_y = ty * (-x * out) if ty else 0.0
+    return from_x + from_y
+
+
 FORWARD: tuple[Callable[..., float], ...] = (
     structural,
     structural,
@@ -1434,6 +1557,15 @@ FORWARD: tuple[Callable[..., float], ...] = (
     forward_adjoint_divide,
     forward_adjoint_divide,
     forward_adjoint_divide,
+    forward_multiply_add,
+    forward_multiply_subtract,
+    forward_subtract_product,
+    forward_multiply_thrice,
+    forward_add_thrice,
+    forward_negative_product,
+    forward_negative_product,
+    forward_negative_product,
+    forward_exp_negative_product,
 )
 """By opcode: f(x, ...) gives the value."""
 
@@ -1580,6 +1712,15 @@ CONTRIBUTIONS: tuple[Callable[..., tuple[float, ...]], ...] = (
     reverse_adjoint_divide,
     reverse_adjoint_divide,
     reverse_adjoint_divide,
+    reverse_multiply_add,
+    reverse_multiply_subtract,
+    reverse_subtract_product,
+    reverse_multiply_thrice,
+    reverse_add_thrice,
+    reverse_negative_product,
+    reverse_negative_product,
+    reverse_negative_product,
+    reverse_exp_negative_product,
 )
 """By opcode: f(w, x, ..., out) gives what each operand's adjoint receives."""
 
@@ -1726,5 +1867,14 @@ TANGENTS: tuple[Callable[..., float], ...] = (
     tangent_adjoint_divide,
     tangent_adjoint_divide,
     tangent_adjoint_divide,
+    tangent_multiply_add,
+    tangent_multiply_subtract,
+    tangent_subtract_product,
+    tangent_multiply_thrice,
+    tangent_add_thrice,
+    tangent_negative_product,
+    tangent_negative_product,
+    tangent_negative_product,
+    tangent_exp_negative_product,
 )
 """By opcode: f(x, ..., out, tx, ...) gives the tangent of the value."""

@@ -560,6 +560,82 @@ def _adjoint_divide_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) 
     return w * (-out / y)
 
 
+def _multiply_add_x(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * y
+
+
+def _multiply_add_y(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * x
+
+
+def _multiply_add_z(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w
+
+
+def _multiply_subtract_x(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * y
+
+
+def _multiply_subtract_y(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * x
+
+
+def _multiply_subtract_z(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return -w
+
+
+def _subtract_product_x(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return -(w * y)
+
+
+def _subtract_product_y(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return -(w * x)
+
+
+def _subtract_product_z(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w
+
+
+def _multiply_thrice_x(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * (y * z)
+
+
+def _multiply_thrice_y(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * (x * z)
+
+
+def _multiply_thrice_z(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w * (x * y)
+
+
+def _add_thrice_x(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w
+
+
+def _add_thrice_y(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w
+
+
+def _add_thrice_z(call: Any, choose: Any, w: Any, x: Any, y: Any, z: Any, out: Any) -> Any:
+    return w
+
+
+def _negative_product_x(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return -(w * y)
+
+
+def _negative_product_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return -(w * x)
+
+
+def _exp_negative_product_x(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * (-y * out)
+
+
+def _exp_negative_product_y(call: Any, choose: Any, w: Any, x: Any, y: Any, out: Any) -> Any:
+    return w * (-x * out)
+
+
 CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "add": (_add_x, _add_y),
     "subtract": (_subtract_x, _subtract_y),
@@ -655,6 +731,13 @@ CONTRIBUTIONS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "sinc_derivative": (None, _sinc_derivative_y),
     "adjoint_multiply": (_adjoint_multiply_x, _adjoint_multiply_y),
     "adjoint_divide": (_adjoint_divide_x, _adjoint_divide_y),
+    "multiply_add": (_multiply_add_x, _multiply_add_y, _multiply_add_z),
+    "multiply_subtract": (_multiply_subtract_x, _multiply_subtract_y, _multiply_subtract_z),
+    "subtract_product": (_subtract_product_x, _subtract_product_y, _subtract_product_z),
+    "multiply_thrice": (_multiply_thrice_x, _multiply_thrice_y, _multiply_thrice_z),
+    "add_thrice": (_add_thrice_x, _add_thrice_y, _add_thrice_z),
+    "negative_product": (_negative_product_x, _negative_product_y),
+    "exp_negative_product": (_exp_negative_product_x, _exp_negative_product_y),
 }
 """By row and operand: f(call, choose, w, x, ..., out), or None for no flow."""
 
@@ -753,6 +836,13 @@ FLOWS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
     "sinc_derivative": (None, None),
     "adjoint_multiply": (None, None),
     "adjoint_divide": (None, None),
+    "multiply_add": (None, None, None),
+    "multiply_subtract": (None, None, None),
+    "subtract_product": (None, None, None),
+    "multiply_thrice": (None, None, None),
+    "add_thrice": (None, None, None),
+    "negative_product": (None, None),
+    "exp_negative_product": (None, None),
 }
 """By row and operand: f(call, choose, x, ..., out) is true where adjoints flow.
 

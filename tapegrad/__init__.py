@@ -34,6 +34,7 @@ from .program import Program
 from .program import record_program as record
 from .progress import progress
 from .threads import get_num_threads, set_num_threads
+from .vmap import vmap
 
 if _TYPE_CHECKING:
     from .checking import GradientCheck, check_gradients
@@ -88,6 +89,7 @@ __all__ = [
     "stop_gradient",
     "value_and_grad",
     "vjp",
+    "vmap",
     "zeros",
 ]
 

@@ -138,9 +138,14 @@ def variables(f: Any) -> list[Captured]:
 
 
 def _function(f: Any) -> Any:
-    while isinstance(f, functools.partial):
-        f = f.func
-    return f
+    """Return the user's function: what ``partial``, ``tg.grad`` and the like were made of."""
+    while True:
+        if isinstance(f, functools.partial):
+            f = f.func
+        elif hasattr(f, "__wrapped__") and (not hasattr(f, "__code__") or _is_library(f)):
+            f = f.__wrapped__
+        else:
+            return f
 
 
 def _variables_of(f: Any, seen: set[Any]) -> Iterator[Any]:

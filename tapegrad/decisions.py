@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -121,6 +121,56 @@ class Decisions:
         self._numbers += [before + number for number in other._numbers]
         self._calls += [call.moved(to, before) for call in other._calls]
         self.all += other.all
+
+    @property
+    def by_functions(self) -> bool:
+        """Whether functions of values, such as ``np.argmax``, took some of the decisions."""
+        return bool(self._calls)
+
+    def begin_with(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether the first decisions came out like this."""
+        pairs = zip(self.all, outcomes, strict=False)
+        return len(self) >= len(outcomes) and all(same_outcome(d.outcome, x) for d, x in pairs)
+
+    @property
+    def key(self) -> int:
+        """A number that tells ways through the code apart."""
+        return hash(tuple([answer_key(decision.outcome) for decision in self.all]))
+
+    def looks(self) -> tuple[Any, Any]:
+        """Return the cells that were looked at, and what was seen."""
+        return self._cells.array().astype(np.int64), self._expected.array()
+
+    def grouped(self, seen: Floats) -> Iterator[tuple[int, Outcome, Any]]:
+        """Yield the samples that decide otherwise, those with the same answer together.
+
+        Parameters
+        ----------
+        seen : ndarray of shape (cells, samples)
+            The values of the cells of `looks`.
+
+        Yields
+        ------
+        number, outcome, samples
+            The first decision that differs, the answer, and an array of the samples that give it.
+        """
+        expected = self._expected.array()[:, None]
+        differs = (seen != expected) & ~(np.isnan(seen) & np.isnan(expected))
+        wrong = np.flatnonzero(differs.any(axis=0))
+        starts = np.array(self._starts)
+        at = np.searchsorted(starts, differs[:, wrong].argmax(axis=0), "right") - 1
+        for i in np.unique(at).tolist():
+            samples = wrong[at == i]
+            stop = self._starts[i + 1] if i + 1 < len(starts) else len(seen)
+            answers = seen[starts[i] : stop, samples].T + 0.0  # -0.0 is 0.0, and nans are one nan
+            answers[np.isnan(answers)] = np.nan
+            rows = np.ascontiguousarray(answers).view(np.dtype((np.void, 8 * answers.shape[1])))
+            _, first, group = np.unique(rows.ravel(), return_index=True, return_inverse=True)
+            number = self._numbers[i]
+            recorded = np.asarray(self.all[number].outcome)
+            for j, one in enumerate(first.tolist()):
+                outcome = answers[one].reshape(recorded.shape).astype(recorded.dtype)[()]
+                yield number, outcome, samples[group == j]
 
     def operands(self) -> list[HostOperand]:
         """Return where functions of values find their arguments."""
@@ -392,6 +442,16 @@ def deciding(x: Any) -> Decisions | None:
 def same_outcome(one: Outcome, other: Outcome) -> bool:
     """Whether two answers to one question agree."""
     return _equal(one, other)
+
+
+def answer_key(outcome: Outcome) -> Any:
+    """Return a hashable form of a decision's outcome; all nans are one."""
+    if isinstance(outcome, tuple):
+        return tuple([answer_key(part) for part in outcome])
+    array = np.asarray(outcome)
+    if array.dtype.kind in "biu":
+        array = array.astype(np.float64)
+    return array.shape, tuple(["nan" if x != x else x for x in array.ravel().tolist()])
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -31,6 +31,10 @@ class ReleasedTapeError(TapeGradError, RuntimeError):
     """A value was used after the recording that it belongs to had been released."""
 
 
+class EnclosedError(TapeGradError, NotImplementedError):
+    """A program was recorded inside a derivative, and uses a value of that derivative."""
+
+
 class ThreadError(TapeGradError, RuntimeError):
     """A value of a recording that another thread is still making was used."""
 

@@ -88,6 +88,11 @@ def kernels(family: str, work: int) -> Kernels:
     return _reference
 
 
+def compiles(family: str, work: int) -> bool:
+    """Whether the next `work` cells are for compiled kernels, which are then loaded."""
+    return kernels(family, work) is _compiled
+
+
 def is_loaded(family: str) -> bool:
     """Whether the compiled kernels of a family are there already."""
     return _loaded[family]
@@ -284,7 +289,7 @@ def _pays(tape: Tape, start: int) -> bool:
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False
-    return kernels("regions", cells) is _compiled
+    return compiles("regions", cells)
 
 
 def _addresses(

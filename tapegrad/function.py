@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import trees
 from .call import check_function
-from .decisions import Decisions
+from .decisions import answer_key
 from .errors import ControlFlowChanged
 from .ports import is_input
 from .program import Program
 from .storage import Tracked
+
+if TYPE_CHECKING:
+    from .batches import Map
 
 MAX_WAYS = 64
 """Programs that a function keeps for one kind of arguments; beyond that it starts again."""
@@ -22,14 +25,30 @@ MAX_WAYS = 64
 _SMALL = 64  # elements of a captured array that is compared at each call
 
 
-class _Way:
+class Way:
     """A node of the tree of decisions: a program that comes this way, and where it goes on."""
 
     __slots__ = ("next", "program")
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.next: dict[Any, _Way] = {}
+        self.next: dict[Any, Way] = {}
+
+    def follow(self, outcomes: Iterable[Any]) -> Way | None:
+        """Return where decisions that come out like this lead to, if that is known."""
+        way: Way | None = self
+        for outcome in outcomes:
+            way = way.next.get(answer_key(outcome)) if way is not None else None
+        return way
+
+    def plant(self, program: Program, depth: int) -> None:
+        """Add the way of a program, from its decision `depth` on, which is taken here.
+
+        What it shares with other ways keeps its program.
+        """
+        way = self
+        for decision in program.decisions.all[depth:]:
+            way = way.next.setdefault(answer_key(decision.outcome), Way(program))
 
 
 class FunctionOfPrograms:
@@ -41,11 +60,16 @@ class FunctionOfPrograms:
         How often the Python function was recorded.
     """
 
-    def __init__(self, f: Callable[..., Any]) -> None:
+    def __init__(
+        self, f: Callable[..., Any], compared: int = _SMALL, most: int | None = None
+    ) -> None:
         check_function(f)
         functools.update_wrapper(self, f)
         self._f = f
-        self._ways: dict[Any, _Way] = {}
+        self._compared = compared  # elements of a captured array that is looked at each time
+        self._most = MAX_WAYS if most is None else most  # programs that are kept
+        self._kept = 0
+        self._ways: dict[Any, Way] = {}
         self.recordings = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,36 +135,64 @@ class FunctionOfPrograms:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], use: Callable[[Program], Any]
     ) -> Any:
         """Return ``use(program)`` for the program that takes the way of these arguments."""
-        key = _kind(args, kwargs)
-        root = self._ways.get(key)
-        if root is not None and any(
-            item.size <= _SMALL and item.changed for item in root.program.captured
-        ):
-            root = None
-        way, depth = root, 0
+        root = self.way(args, kwargs)
+        way: Way | None = root
+        depth = 0
         while way is not None:
             program = way.program
             try:
                 return use(program)
             except ControlFlowChanged as error:
                 # Follow the decisions that hold to the one that differs, and turn off there.
-                for decision in program.decisions.all[depth : error.number]:
-                    way = way.next[_answer(decision.outcome)]
-                depth = error.number
-                way = way.next.get(_answer(error.outcome))
-                depth += 1
-        program = Program(self._f, args, kwargs)
-        self.recordings += 1
-        if root is None or len(self.programs) >= MAX_WAYS:
-            root = self._ways[key] = _Way(program)
-        self._plant(root, program.decisions, program)
+                held = [
+                    decision.outcome for decision in program.decisions.all[depth : error.number]
+                ]
+                way = way.follow([*held, error.outcome])
+                depth = error.number + 1
+        program = self.record(args, kwargs)
+        if self.full:
+            root = self._ways[_kind(args, kwargs)] = Way(program)
+            self._kept = len(self.programs) - 1
+        self.keep(root, program, 0)
         return use(program)
 
-    @staticmethod
-    def _plant(way: _Way, decisions: Decisions, program: Program) -> None:
-        """Add a program's way to the tree; what it shares with others keeps its program."""
-        for decision in decisions.all:
-            way = way.next.setdefault(_answer(decision.outcome), _Way(program))
+    def way(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+        """Return the root of the ways for arguments of this kind, with a program."""
+        key = _kind(args, kwargs)
+        root = self._ways.get(key)
+        if root is None or any(
+            item.size <= self._compared and item.changed for item in root.program.captured
+        ):
+            root = self._ways[key] = Way(self.record(args, kwargs))
+            self.keep(root, root.program, 0)
+        return root
+
+    def keep(self, way: Way, program: Program, depth: int) -> None:
+        """Keep a program, which takes its decision `depth` where `way` is."""
+        way.plant(program, depth)
+        self._kept += 1
+
+    def begin_with(self, root: Way) -> None:
+        """Keep a program that was recorded elsewhere."""
+        args, kwargs = root.program.example()
+        self._ways[_kind(args, kwargs)] = root
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """Record the function once more."""
+        self.recordings += 1
+        return Program(self._f, args, kwargs)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many programs as are kept."""
+        return self._kept >= self._most
+
+    @functools.cached_property
+    def map(self) -> Map:
+        """The function over many samples at once; see `Program.map`."""
+        from .batches import Map  # with the first batch
+
+        return Map(self)
 
 
 def function(f: Callable[..., Any]) -> FunctionOfPrograms:
@@ -180,15 +232,3 @@ def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         else:
             parts.append((type(leaf), leaf))
     return tuple(parts)
-
-
-def _answer(outcome: Any) -> Any:
-    """Return a hashable form of a decision's outcome; all nans are one."""
-    if isinstance(outcome, tuple):
-        return tuple([_answer(part) for part in outcome])
-    array = np.asarray(outcome)
-    if array.dtype.kind == "b":
-        array = array.astype(np.float64)
-    if array.dtype.kind in "iu":
-        array = array.astype(np.float64)
-    return array.shape, tuple(["nan" if x != x else x for x in array.ravel().tolist()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from .captured import Captured, Promoted, choose
 from .errors import at_caller
 from .ports import own
 from .recorded import Recorded, any_tracked
+
+if TYPE_CHECKING:
+    from .batches import Map
 
 
 class Program(Recorded):
@@ -95,7 +98,7 @@ class Program(Recorded):
                 f"to record again; promote before{at_caller()}"
             )
         items = [choose(self.captured, one) for one in what]
-        args, kwargs = trees.unflatten(self._tree, self._example())
+        args, kwargs = self.example()
         values = [own(item._snapshot)[()] for item in items]
         return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
@@ -174,7 +177,7 @@ class Program(Recorded):
 
                 derived = gradient_program(self, argnums)
             if derived is None:
-                args, kwargs = trees.unflatten(self._tree, self._example())
+                args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
             derived._name, derived._function = f"gradient of {self._name}", None
             self._gradients[key] = derived
@@ -373,6 +376,25 @@ class Program(Recorded):
         # The Hessian is symmetric: a backward sweep of the gradient multiplies by it.
         _, pull = self.gradient(argnums).vjp(*args[:-1], **kwargs)
         return pull(args[-1])[positions_of(argnums, self._count)[0]]
+
+    @functools.cached_property
+    def map(self) -> Map:
+        """The program over many samples at once: ``map(X)``, ``map.value_and_grad(X)``, ...
+
+        Arguments have an axis of samples more; see `tapegrad.batches.Map.__call__`.
+
+        Examples
+        --------
+        >>> import numpy as np, tapegrad as tg
+        >>> program = tg.record(lambda x: np.sin(x) * x, 1.0)
+        >>> program.map(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 0.84147098, 1.81859485])
+        >>> program.map.grad(np.array([0.0, 1.0, 2.0]))
+        array([0.        , 1.38177329, 0.07700375])
+        """
+        from .batches import Map  # with the first batch
+
+        return Map.of(self)
 
     # -- on tracked values -----------------------------------------------------------------------
 

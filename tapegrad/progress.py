@@ -97,9 +97,11 @@ class Sweeps:
         self._bar.update(done - self._bar.n)
 
 
-def steps(what: str, total: int, shown: bool) -> AbstractContextManager[Callable[[int], Any]]:
+def steps(
+    what: str, total: int, shown: bool, unit: str = "step"
+) -> AbstractContextManager[Callable[[int], Any]]:
     """Return a context that gives what counts the steps of a loop, shown in a bar if wanted."""
-    return _counting(bar(what, total, "step")) if shown else nullcontext(_count_nothing)
+    return _counting(bar(what, total, unit)) if shown else nullcontext(_count_nothing)
 
 
 @contextmanager

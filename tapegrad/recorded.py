@@ -48,6 +48,7 @@ class Recorded:
         self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparsity`
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self.lanes: dict[Any, Any] = {}  # `tapegrad.lanes.Lanes` or None, by what they compute
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
         self._count = len(args)
@@ -103,13 +104,42 @@ class Recorded:
         program.tape = tape
         program._gradients, program._sparse = {}, {}
         program._template, program._function = None, None
-        program._chosen = {}
+        program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
         positional, named = program._tree.children
         program._flat = not named.keys and all(child.is_leaf for child in positional.children)
         return program
+
+    @property
+    def function(self) -> Function | None:
+        """What was recorded; None for a program that was loaded, or derived from another."""
+        return self._function
+
+    @property
+    def inputs(self) -> Sequence[Input | None]:
+        """The inputs, and None for each argument that is a part of the program."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The parts of the result."""
+        return self._outputs
+
+    @property
+    def out_tree(self) -> trees.TreeDef:
+        """The structure of the result."""
+        return self._out_tree
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments that take the way of this program."""
+        args, kwargs = trees.unflatten(self._tree, self._example())
+        return tuple(args), kwargs
+
+    def check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise unless the arguments are of the structure and the shapes that were recorded."""
+        self._checked(self._leaves(args, kwargs))
 
     def check_captured(self) -> list[Captured]:
         """Return what was captured and has changed since: the program still uses the old values."""

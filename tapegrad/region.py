@@ -38,6 +38,10 @@ ARITIES = np.array([ARITY.get(name, 0) for name in ROW_OF], np.uint8)
 _BASIC = tuple(kind in (0, UNARY) or ROW_OF[i - 1] != ROW_OF[i] for i, kind in enumerate(KINDS))
 
 
+class RegionTooLarge(ValueError):
+    """A region needs more rows than there are numbers for."""
+
+
 class Region:
     """A program over lanes. It is immutable; make one with `RegionBuilder`.
 
@@ -228,6 +232,22 @@ class RegionBuilder:
             raise ValueError(f"strides {tuple(strides)} do not fit the shape {self.shape}")
         return strides
 
+    def fuse(self) -> RegionBuilder:
+        """Rewrite what was appended to fewer instructions, with the same results to the bit."""
+        from .fusing import Fusing
+
+        lines = [
+            [op, *values[: ARITIES[op]]]
+            for op, *values in np.array(self._code, np.int64).reshape(-1, 4).tolist()
+        ]
+        fused = Fusing(lines, [window[0] for window in self._outputs])
+        self._code = []
+        for op, *values in fused.code:
+            self.op(op, *values)
+        for window, value in zip(self._outputs, fused.results, strict=True):
+            window[0] = value
+        return self
+
     def finish(self) -> Region:
         """Return the region: rows allocated by liveness, without instructions nothing needs."""
         constants = np.frombuffer(b"".join(self._constants), np.float64)
@@ -261,7 +281,7 @@ def allocated(
     plain = [x.tolist() for x in (op, a, b, c, ARITIES)]
     count, rows = allocate(*plain, fixed, kept.tolist(), last, row, free, code)
     if rows > 0xFFFF:
-        raise ValueError(f"a region of {rows} rows: cut it, it may have 65535 at most")
+        raise RegionTooLarge(f"a region of {rows} rows: cut it, it may have 65535 at most")
     return code[:count].astype(np.uint16), row, rows
 
 

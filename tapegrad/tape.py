@@ -23,7 +23,7 @@ import numpy as np
 
 from . import execute
 from .arena import Arena, CompactArena
-from .errors import ReleasedTapeError, ThreadError, at_caller, caller
+from .errors import EnclosedError, ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
 from .plan import Plan
 from .pool import Pool
@@ -374,7 +374,7 @@ class Tape:
         else:
             assert source is not None
             if self._is_program and source.recording in recorder.recordings[:-1]:
-                raise NotImplementedError(
+                raise EnclosedError(
                     "tg.record was called inside tg.grad or the like, and its function uses a "
                     "value of the derivative that encloses it: make that value an argument of the "
                     f"program{at_caller()}"

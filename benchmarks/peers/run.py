@@ -28,7 +28,7 @@ from ..measuring import environment
 from .case import Options
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKLOADS = ("w1", "w2", "w3", "w3bs", "w6", "dense")
+WORKLOADS = ("w1", "w2", "w3", "w3bs", "w5", "w6", "dense")
 TOLERANCE = 1e-10
 """Relative disagreement of gradients above which a run fails: rounding on 1e5 operations."""
 

@@ -384,14 +384,14 @@ _CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
 _ARITY = np.array(
     list(
         "00000222222222222111111211222221111211111112211111121111111111112221111221222222"
-        "22222222222222222222222211112222222221322211111211112212222222"
+        "22222222222222222222222211112222222221322211111211112212222222333332222"
     ),
     dtype=np.uint8,
 )
 _PARTIALS = np.array(
     list(
         "00000333333333333111110110333111111311111113311111131111111100003301010131333333"
-        "33333300000000000000000000000000000000622211111211113312333333"
+        "33333300000000000000000000000000000000622211111211113312333333777773333"
     ),
     dtype=np.uint8,
 )
@@ -832,6 +832,34 @@ def values(o, xs, ys, zs, out):
     elif o == 139:
         for m in range(n):
             out[m] = 0.0 if xs[m] == 0.0 else xs[m] / ys[m]
+    # multiply_add
+    elif o == 142:
+        for m in range(n):
+            out[m] = xs[m] * ys[m] + zs[m]
+    # multiply_subtract
+    elif o == 143:
+        for m in range(n):
+            out[m] = xs[m] * ys[m] - zs[m]
+    # subtract_product
+    elif o == 144:
+        for m in range(n):
+            out[m] = zs[m] - xs[m] * ys[m]
+    # multiply_thrice
+    elif o == 145:
+        for m in range(n):
+            out[m] = xs[m] * ys[m] * zs[m]
+    # add_thrice
+    elif o == 146:
+        for m in range(n):
+            out[m] = xs[m] + ys[m] + zs[m]
+    # negative_product
+    elif o == 147:
+        for m in range(n):
+            out[m] = -(xs[m] * ys[m])
+    # exp_negative_product
+    elif o == 150:
+        for m in range(n):
+            out[m] = exp(-(xs[m] * ys[m]))
     else:
         for m in range(n):
             out[m] = rare_value(o, xs[m], ys[m], zs[m])
@@ -1095,6 +1123,46 @@ def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
     elif o == 119:
         for m in range(n):
             cy[m] = w[m] if xs[m] == 0.0 else 0.0
+    # multiply_add
+    elif o == 142:
+        for m in range(n):
+            cx[m] = w[m] * ys[m]
+            cy[m] = w[m] * xs[m]
+            cz[m] = w[m]
+    # multiply_subtract
+    elif o == 143:
+        for m in range(n):
+            cx[m] = w[m] * ys[m]
+            cy[m] = w[m] * xs[m]
+            cz[m] = -w[m]
+    # subtract_product
+    elif o == 144:
+        for m in range(n):
+            cx[m] = -(w[m] * ys[m])
+            cy[m] = -(w[m] * xs[m])
+            cz[m] = w[m]
+    # multiply_thrice
+    elif o == 145:
+        for m in range(n):
+            cx[m] = w[m] * (ys[m] * zs[m])
+            cy[m] = w[m] * (xs[m] * zs[m])
+            cz[m] = w[m] * (xs[m] * ys[m])
+    # add_thrice
+    elif o == 146:
+        for m in range(n):
+            cx[m] = w[m]
+            cy[m] = w[m]
+            cz[m] = w[m]
+    # negative_product
+    elif o == 147:
+        for m in range(n):
+            cx[m] = -(w[m] * ys[m])
+            cy[m] = -(w[m] * xs[m])
+    # exp_negative_product
+    elif o == 150:
+        for m in range(n):
+            cx[m] = w[m] * (-ys[m] * outs[m])
+            cy[m] = w[m] * (-xs[m] * outs[m])
     else:
         for m in range(n):
             if w[m] != 0.0 or strict:

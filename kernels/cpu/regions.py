@@ -1744,6 +1744,41 @@ def block(code, instructions, rows, lanes):
                 xm = load(x + m)
                 value = select(xm == 0.0, 0.0, xm / load(y + m))
                 store(r + m, value)
+        # multiply_add
+        elif o == 142:
+            for m in range(0, stop, VECTOR):
+                value = load(x + m) * load(y + m) + load(z + m)
+                store(r + m, value)
+        # multiply_subtract
+        elif o == 143:
+            for m in range(0, stop, VECTOR):
+                value = load(x + m) * load(y + m) - load(z + m)
+                store(r + m, value)
+        # subtract_product
+        elif o == 144:
+            for m in range(0, stop, VECTOR):
+                value = load(z + m) - load(x + m) * load(y + m)
+                store(r + m, value)
+        # multiply_thrice
+        elif o == 145:
+            for m in range(0, stop, VECTOR):
+                value = load(x + m) * load(y + m) * load(z + m)
+                store(r + m, value)
+        # add_thrice
+        elif o == 146:
+            for m in range(0, stop, VECTOR):
+                value = load(x + m) + load(y + m) + load(z + m)
+                store(r + m, value)
+        # negative_product
+        elif o == 147:
+            for m in range(0, stop, VECTOR):
+                value = -(load(x + m) * load(y + m))
+                store(r + m, value)
+        # exp_negative_product
+        elif o == 150:
+            for m in range(0, stop, VECTOR):
+                value = vexp(-(load(x + m) * load(y + m)))
+                store(r + m, value)
         else:
             for m in range(0, 8 * lanes, 8):
                 write_f64(r + m, rare(o, read_f64(x + m), read_f64(y + m), read_f64(z + m)))

@@ -820,6 +820,33 @@ def forward(op, a, b, k, v, start, stop, cell):
         # adjoint_divide_kx
         elif o == 141:
             result = 0.0 if k[q] == 0.0 else k[q] / s
+        # multiply_add
+        elif o == 142:
+            result = v[a[i - np.uint64(1)]] * s + v[q]
+        # multiply_subtract
+        elif o == 143:
+            result = v[a[i - np.uint64(1)]] * s - v[q]
+        # subtract_product
+        elif o == 144:
+            result = v[q] - v[a[i - np.uint64(1)]] * s
+        # multiply_thrice
+        elif o == 145:
+            result = v[a[i - np.uint64(1)]] * s * v[q]
+        # add_thrice
+        elif o == 146:
+            result = v[a[i - np.uint64(1)]] + s + v[q]
+        # negative_product
+        elif o == 147:
+            result = -(s * v[q])
+        # negative_product_xk
+        elif o == 148:
+            result = -(s * k[q])
+        # negative_product_kx
+        elif o == 149:
+            result = -(k[q] * s)
+        # exp_negative_product
+        elif o == 150:
+            result = exp(-(s * v[q]))
         else:
             result = rare_forward(o, a, v, i, p, q)
         v[c] = result
@@ -1135,6 +1162,42 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         # heaviside_kx
         elif o == 121:
             result = w if k[q] == 0.0 else 0.0
+        # multiply_add
+        elif o == 142:
+            g[a[i - np.uint64(1)]] += w * s
+            g[q] += w
+            result = w * v[a[i - np.uint64(1)]]
+        # multiply_subtract
+        elif o == 143:
+            g[a[i - np.uint64(1)]] += w * s
+            g[q] += -w
+            result = w * v[a[i - np.uint64(1)]]
+        # subtract_product
+        elif o == 144:
+            g[a[i - np.uint64(1)]] += -(w * s)
+            g[q] += w
+            result = -(w * v[a[i - np.uint64(1)]])
+        # multiply_thrice
+        elif o == 145:
+            g[a[i - np.uint64(1)]] += w * (s * v[q])
+            g[q] += w * (v[a[i - np.uint64(1)]] * s)
+            result = w * (v[a[i - np.uint64(1)]] * v[q])
+        # add_thrice
+        elif o == 146:
+            g[a[i - np.uint64(1)]] += w
+            g[q] += w
+            result = w
+        # negative_product
+        elif o == 147:
+            g[q] += -(w * s)
+            result = -(w * v[q])
+        # negative_product_xk, negative_product_kx
+        elif o == 148 or o == 149:
+            result = -(w * k[q])
+        # exp_negative_product
+        elif o == 150:
+            g[q] += w * (-s * v[c])
+            result = w * (-v[q] * v[c])
         else:
             result = rare_reverse(o, a, v, g, w, c, i, p, q)
         received = g[p] + result

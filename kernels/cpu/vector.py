@@ -251,7 +251,7 @@ _BINARY, _BINARY_XK, _BINARY_KX, _TERNARY = 2, 3, 4, 5
 _KINDS = np.array(
     list(
         "00000234234234234111111211234231111211111112211111121111111111112221111221234234"
-        "23423423423423423423423411112342342341523411111211112212234234"
+        "23423423423423423423423411112342342341523411111211112212234234555552342"
     ),
     dtype=np.uint8,
 )
@@ -486,6 +486,39 @@ def partials(o, x, y, z, out):
     # heaviside, heaviside_xk, heaviside_kx
     elif o == 119 or o == 120 or o == 121:
         to_y = 1.0 if x == 0.0 else NOTHING
+    # multiply_add
+    elif o == 142:
+        to_x = y + 0.0
+        to_y = x + 0.0
+        to_z = 1.0
+    # multiply_subtract
+    elif o == 143:
+        to_x = y + 0.0
+        to_y = x + 0.0
+        to_z = -1.0
+    # subtract_product
+    elif o == 144:
+        to_x = -y + 0.0
+        to_y = -x + 0.0
+        to_z = 1.0
+    # multiply_thrice
+    elif o == 145:
+        to_x = y * z + 0.0
+        to_y = x * z + 0.0
+        to_z = x * y + 0.0
+    # add_thrice
+    elif o == 146:
+        to_x = 1.0
+        to_y = 1.0
+        to_z = 1.0
+    # negative_product, negative_product_xk, negative_product_kx
+    elif o == 147 or o == 148 or o == 149:
+        to_x = -y + 0.0
+        to_y = -x + 0.0
+    # exp_negative_product
+    elif o == 150:
+        to_x = -y * out + 0.0
+        to_y = -x * out + 0.0
     else:
         to_x, to_y, to_z = rare_partials(o, x, y, z, out)
     return to_x, to_y, to_z

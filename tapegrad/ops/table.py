@@ -9,6 +9,7 @@ from tapegrad.ops import (
     comparison,
     exponential,
     extrema,
+    fused,
     hyperbolic,
     powers,
     rounding,
@@ -27,6 +28,7 @@ FAMILIES = {
     "Extrema": extrema.ROWS,
     "Comparison, logic and selection": comparison.ROWS,
     "Special functions": special.ROWS,
+    "Two operations in one": fused.ROWS,
 }
 """Rows by family. Opcodes number them in this order: put a new row at the end of its file."""
 
