@@ -1295,7 +1295,9 @@ def forward_multiply_add(x: float, y: float, z: float) -> float:
     return x * y + z
 
 
-def reverse_multiply_add(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+def reverse_multiply_add(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
     return (w * y, w * x, w)
 
 
@@ -1312,7 +1314,9 @@ def forward_multiply_subtract(x: float, y: float, z: float) -> float:
     return x * y - z
 
 
-def reverse_multiply_subtract(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+def reverse_multiply_subtract(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
     return (w * y, w * x, -w)
 
 
@@ -1329,7 +1333,9 @@ def forward_subtract_product(x: float, y: float, z: float) -> float:
     return z - x * y
 
 
-def reverse_subtract_product(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+def reverse_subtract_product(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
     return (-(w * y), -(w * x), w)
 
 
@@ -1346,7 +1352,9 @@ def forward_multiply_thrice(x: float, y: float, z: float) -> float:
     return x * y * z
 
 
-def reverse_multiply_thrice(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+def reverse_multiply_thrice(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
     return (w * (y * z), w * (x * z), w * (x * y))
 
 
@@ -1363,7 +1371,9 @@ def forward_add_thrice(x: float, y: float, z: float) -> float:
     return x + y + z
 
 
-def reverse_add_thrice(w: float, x: float, y: float, z: float, out: float) -> tuple[float, float, float]:
+def reverse_add_thrice(
+    w: float, x: float, y: float, z: float, out: float
+) -> tuple[float, float, float]:
     return (w, w, w)
 
 

@@ -27,6 +27,9 @@ from .samples import Samples
 MEMORY = 64 << 20
 """Bytes that a batch may use for itself, besides its arguments and results, by default."""
 
+WAYS = 1 << 10
+"""Programs that are kept for one function, at most."""
+
 CHUNK_WORK = 1 << 27
 """Samples times instructions of a chunk: between two of them Ctrl-C is noticed, the bar moves."""
 
@@ -80,8 +83,13 @@ class Task:
             if len(program.outputs) != 1 or rows * len(program) > _DERIVED_CELLS:
                 return None
         args, kwargs = program.example()
-        vectors = [np.ones(np.shape(args[self.argnums]))[()] for _ in range(self.vectors)]
+        vectors = [_ones_like(args[self.argnums]) for _ in range(self.vectors)]
         return Program(functools.partial(self, program), (*args, *vectors), kwargs)
+
+
+def _ones_like(x: Any) -> Any:
+    leaves, tree = trees.flatten(x, trees.is_numeric_list)
+    return trees.unflatten(tree, [np.ones(np.shape(leaf))[()] for leaf in leaves])
 
 
 class Batch:
@@ -179,13 +187,15 @@ class Batch:
 
     def _chunk_size(self, lanes: Lanes) -> int:
         samples = self.samples
+        apart = lanes.decided or bool(samples.fixed)  # some samples may be gathered into copies
         bytes_ = 16 * lanes.decided
         for i in lanes.numbers:
             part = samples.parts[i]
-            if samples.mapped[i] and (part.dtype != np.float64 or not part.flags.c_contiguous):
+            if samples.mapped[i] and (apart or part.dtype != np.float64):
                 bytes_ += 8 * part[:1].size
         for shape, dtype in zip(lanes.shapes, lanes.dtypes, strict=True):
-            bytes_ += 8 * int(np.prod(shape)) * (dtype != np.float64 or self._out is not None)
+            if apart or dtype != np.float64 or self._out is not None:
+                bytes_ += 8 * prod(shape)
         size = min(CHUNK_WORK // lanes.instructions, self.memory // max(bytes_, 1), _MOST)
         return max(size // _LEAST, 1) * _LEAST
 
@@ -277,7 +287,7 @@ class Batch:
             return [(indices[1:], way, depth)] if indices.size > 1 else []
         if self.ways.full:
             return [(indices, Way(program), number + 1)]
-        way.plant(program, depth)
+        self.ways.keep(way, program, depth)
         found = way.follow(taken[depth:])
         assert found is not None
         return [(indices, found, number + 1)]
@@ -418,7 +428,7 @@ class Map:
         function = program.function
         if function is None:
             return cls(None, root)
-        ways = FunctionOfPrograms(function)
+        ways = FunctionOfPrograms(function, most=WAYS)
         ways.begin_with(root)
         return cls(ways, root)
 

@@ -147,13 +147,26 @@ def executor(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def evaluate(tape: Tape) -> None:
-    """Compute the values of all instructions recorded so far."""
+def evaluate(tape: Tape, needed: tuple[tuple[int, int], ...] | None = None) -> None:
+    """Compute the values of all instructions recorded so far.
+
+    Parameters
+    ----------
+    tape : Tape
+    needed : tuple of (int, int), optional
+        Stretches of cells (lowest and highest), if no others need have values afterwards.
+    """
     with tape.lock:
         if tape.code:
             tape.flush()
         if tape.lent:
             _copy_lent(tape)
+        if needed is not None and tape.done == 0 and _pays(tape, 0):
+            plan = plan_of(tape, 0, "some", needed)
+            if plan.count >= 0:
+                _timed(tape, _forward_by_plan, tape, plan)
+                tape.sparse = plan
+                return
         if tape.sparse is not None:  # a sweep by regions kept what it needed: now the others, too
             tape.sparse, tape.done, tape.done_cell = None, 0, 0
         if tape.done < tape.n:
@@ -222,12 +235,16 @@ def _forward(tape: Tape) -> None:
     if _pays(tape, tape.done):
         plan = plan_of(tape, tape.done, "values")
         if plan.count >= 0:
-            table = _addresses(tape, plan, None, [])
-            for step in plan.steps:
-                _step_forward(tape, step, table)
-                tape.done, tape.done_cell = step.stop, step.end
+            _forward_by_plan(tape, plan)
             return
     _forward_one_by_one(tape)
+
+
+def _forward_by_plan(tape: Tape, plan: Plan) -> None:
+    table = _addresses(tape, plan, None, [])
+    for step in plan.steps:
+        _step_forward(tape, step, table)
+        tape.done, tape.done_cell = step.stop, step.end
 
 
 def _forward_one_by_one(tape: Tape) -> None:
@@ -311,7 +328,7 @@ def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
 
 
 def gradient(
-    tape: Tape, g: Floats, seeds: list[tuple[Any, Floats]]
+    tape: Tape, g: Floats, seeds: list[tuple[Any, Floats]], wanted: list[bool] | None = None
 ) -> list[tuple[Import, Floats]] | None:
     """Sweep a tape forward as far as need be and backward by regions, if that pays.
 
@@ -323,6 +340,8 @@ def gradient(
         Adjoints by cell, all zero, and so again afterwards.
     seeds : list of (cells, adjoints)
         Where adjoints start: the first of a run of cells, or an array of cells.
+    wanted : list of bool, optional
+        Of which imports adjoints are wanted; by default of those that stand for something.
 
     Returns
     -------
@@ -332,17 +351,21 @@ def gradient(
     """
     if tape.code:
         tape.flush()
-    if not _pays(tape, 0):
+    if not seeds or not _pays(tape, 0):
         return None
-    active = np.array([e.leaf is not None or e.source is not None for e in tape.imports], np.uint8)
+    if wanted is None:
+        wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
+    active = np.array(wanted, np.uint8)
     reach = tuple([_reach(cells, seed.size) for cells, seed in seeds if seed.size])
     plan = plan_of(tape, 0, "gradient", reach, active)
     if plan.count < 0:
         return None
     if tape.lent and any(tape.imports[i].values is not None for i in plan.in_arena):
         _copy_lent(tape)
-    fresh = tape.done == 0 and tape.sparse is None
-    if not fresh and tape.sparse is not plan:
+    if tape.sparse is not None and tape.sparse is not plan:  # which kept other values
+        tape.sparse, tape.done, tape.done_cell = None, 0, 0
+    fresh = tape.done == 0
+    if not fresh and tape.done < tape.n:
         evaluate(tape)
     own = [
         results.take(tape.imports[number].size) if touched else None

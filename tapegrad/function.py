@@ -60,11 +60,15 @@ class FunctionOfPrograms:
         How often the Python function was recorded.
     """
 
-    def __init__(self, f: Callable[..., Any], compared: int = _SMALL) -> None:
+    def __init__(
+        self, f: Callable[..., Any], compared: int = _SMALL, most: int | None = None
+    ) -> None:
         check_function(f)
         functools.update_wrapper(self, f)
         self._f = f
         self._compared = compared  # elements of a captured array that is looked at each time
+        self._most = MAX_WAYS if most is None else most  # programs that are kept
+        self._kept = 0
         self._ways: dict[Any, Way] = {}
         self.recordings = 0
 
@@ -148,7 +152,8 @@ class FunctionOfPrograms:
         program = self.record(args, kwargs)
         if self.full:
             root = self._ways[_kind(args, kwargs)] = Way(program)
-        root.plant(program, 0)
+            self._kept = len(self.programs) - 1
+        self.keep(root, program, 0)
         return use(program)
 
     def way(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
@@ -159,8 +164,13 @@ class FunctionOfPrograms:
             item.size <= self._compared and item.changed for item in root.program.captured
         ):
             root = self._ways[key] = Way(self.record(args, kwargs))
-            root.plant(root.program, 0)
+            self.keep(root, root.program, 0)
         return root
+
+    def keep(self, way: Way, program: Program, depth: int) -> None:
+        """Keep a program, which takes its decision `depth` where `way` is."""
+        way.plant(program, depth)
+        self._kept += 1
 
     def begin_with(self, root: Way) -> None:
         """Keep a program that was recorded elsewhere."""
@@ -175,7 +185,7 @@ class FunctionOfPrograms:
     @property
     def full(self) -> bool:
         """Whether there are as many programs as are kept."""
-        return len(self.programs) >= MAX_WAYS
+        return self._kept >= self._most
 
     @functools.cached_property
     def map(self) -> Map:

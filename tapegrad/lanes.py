@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import execute
+from .errors import at_caller
 from .region import (
     BUFFER,
     OFFSET,
@@ -205,6 +206,12 @@ class Lanes:
         """Return the inputs' buffers, and their strides: over the samples, then over the axes."""
         buffers, layout = [], []
         for values, is_mapped, shape in zip(arguments, mapped, self.input_shapes, strict=True):
+            found = values.shape[int(is_mapped) :]
+            if found != shape:
+                raise ValueError(
+                    f"an argument has shape {found} in each sample, where the program needs "
+                    f"{shape}{at_caller()}"
+                )
             flat, steps = _flat(values if is_mapped else values.reshape(1, *shape))
             buffers.append(flat)
             layout.append((steps[0] if is_mapped else 0, *steps[1:]))

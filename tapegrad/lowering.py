@@ -26,6 +26,8 @@ CACHE_BYTES = 1 << 19
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
 
+_ALIGNED = 128
+
 _CHUNK = 1024  # lanes a chunk has at least
 _CHUNKS = 64  # and how many chunks there are at most, so that threads find some each
 
@@ -45,18 +47,27 @@ class Lowered:
     scratch : int
         Bytes that a thread needs for the rows of a block.
     extras : list of int
-        Numbers of float64 in each buffer that the executor needs beside the region's.
+        Where buffers that the executor needs beside the region's lie, in bytes from the first.
+    extra : int
+        Bytes that they take together.
+    size, work : int
+        Lanes, and about how many instructions times lanes.
     """
 
-    __slots__ = ("chunks", "extras", "keep", "scratch", "words")
+    __slots__ = (
+        *("address", "chunks", "extra", "extras", "keep"),
+        *("scratch", "size", "words", "work"),
+    )
 
     def __init__(self, region: Region) -> None:
         n = region.size
         block = LANES
         while block > W.WIDTH and region.rows * block * 8 > CACHE_BYTES:
             block //= 2
-        block = min(block, -(-n // W.WIDTH) * W.WIDTH)
+        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
         self.extras: list[int] = []
+        self.extra = 0
+        self.size, self.work = n, n * (len(region.code) + 4)
         outs = [_Out(region, w) for w in region.outputs]
         chunk = _chunk_size(n, block, outs)
         self.chunks = max(-(-n // chunk), 1)
@@ -99,7 +110,8 @@ class Lowered:
         for i, out in enumerate(outs, len(inputs)):
             if out.extra:
                 numbers[id(out)] = region.buffers + len(self.extras)
-                self.extras.append(out.extra)
+                self.extras.append(self.extra)
+                self.extra += -(-8 * out.extra // _ALIGNED) * _ALIGNED
             words += self._window(
                 out.window,
                 strides_at + i * ndim,
@@ -116,7 +128,9 @@ class Lowered:
             )
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
-        self.scratch = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
+        self.address = int(self.words.ctypes.data)
+        rows = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
+        self.scratch = -(-rows // _ALIGNED) * _ALIGNED
 
     def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
         fields |= {"ROW": w[ROW], "BUFFER": w[BUFFER], "OFFSET": w[OFFSET], "INDEX": w[INDEX]}

@@ -120,15 +120,17 @@ class Plan:
         self.first = np.empty(n + 1, np.int64)
         self._region = np.empty(n, np.int64)
         outside = np.empty(n, np.uint8)
+        self._link = np.empty((n, 3), np.int64)
         regions = int(np.count_nonzero(arena.op.array[start : tape.n] == 1)) + len(tape.hosts) + 2
         r_first, r_last, r_axes = (np.empty(regions, np.int64) for _ in range(3))
         r_shape = np.empty((regions, _AXES + 2), np.int64)
         op, a, b = self._columns
         self.count = planning.partition(
             op, a, b, *self._tables, _KINDS, ARITIES, host_at, h, start, n, cell, LIMIT,
-            self.first, self._region, outside, r_first, r_last, r_axes, r_shape,
+            self.first, self._region, outside, self._link, r_first, r_last, r_axes, r_shape,
         )  # fmt: skip
         self.n, self.start = n, start
+        self._room = 0
         self.fused = -1
         self.steps: list[Step] = []
         if self.count < 0:
@@ -148,6 +150,8 @@ class Plan:
         self.stored = np.ones(n, np.bool_)
         if mode == "gradient":
             self._plan_gradient(seeds, active)
+        elif mode == "some":
+            self._plan_some(seeds)
         else:
             for step in self.steps:
                 if step.kind >= 0:
@@ -159,7 +163,8 @@ class Plan:
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
         del self._columns, self._tables, self._hosts, self._extents, self._planning
         del self._outside, self._active, self._entered, self._cleared
-        del self._region, self._own, self._in_arena
+        del self._region, self._own, self._in_arena, self._link
+        self._make_room(0)
 
     def _find_imports(self, outside: Any) -> None:
         op, a, _ = self._columns
@@ -184,16 +189,29 @@ class Plan:
             begin, end = int(self.first[low]), int(self.first[high])
             self.steps.append(Step(kind, start + low, start + high, begin, end))
 
+    def _chosen(self, stretches: tuple[Any, ...]) -> Any:
+        """Return by instruction whether some of its cells are in one of these stretches."""
+        chosen = np.zeros(self.n, np.uint8)
+        for low, high in stretches:
+            p, q = np.searchsorted(self.first, (low, high), side="right") - 1
+            chosen[max(p, 0) : q + 1] = 1
+        return chosen
+
+    def _plan_some(self, needed: tuple[Any, ...]) -> None:
+        self._outside |= self._chosen(needed)
+        kinds = self._columns[0][self.start : self.start + self.n]
+        self.stored = (self._region < 0) | (self._outside != 0) | (kinds == HOST)
+        for step in self.steps:
+            if step.kind >= 0:
+                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any) -> None:
         host_at, h, start, n = self._hosts
         op, a, b = self._columns
-        seeded = np.zeros(n, np.uint8)
-        for low, high in seeds:
-            p, q = np.searchsorted(self.first, (low, high), side="right") - 1
-            seeded[max(p, 0) : q + 1] = 1
+        seeded = self._chosen(seeds)
         self._planning.find_active(
             op, a, b, *self._tables, _KINDS, ARITIES, _RECEIVED, host_at, h, start, n,
-            self.first, self._region, active, seeded, self._active,
+            self.first, self._region, self._link, active, seeded, self._active,
         )  # fmt: skip
         kinds = op[start : start + n]
         self._entered = ((seeded | self._outside | (kinds == HOST)) != 0).astype(np.uint8)
@@ -240,25 +258,21 @@ class Plan:
         start, stop, axes = int(r_first[r]), int(r_last[r]) + 1, int(r_axes[r])
         shape = r_shape[r]
         count = stop - start
-        lines = count * (_LINES if mode & _REVERSE else 1)
-        windows = 4 * count + 2
-        code = np.empty((4, lines), np.int64)
-        inputs, outputs = (np.empty((windows, _WINDOW + _AXES), np.int64) for _ in range(2))
-        table = np.zeros(1 << (2 * windows).bit_length(), np.int64)
-        constants = np.empty(len(_NUMBERS) + 1)
-        value = np.empty(n, np.int64)
-        adjoint_of, adjoint_in = np.empty(lines, np.int64), np.empty(windows, np.int64)
+        if count > self._room:
+            self._make_room(2 * count)
+        self._table[:] = 0
         counts = np.zeros(4, np.int64)
         op, a, b = self._columns
         self._planning.write(
             op, a, b, *self._tables, ARITIES, host_at, h, i0, n, self.first, self._region,
-            self._outside, r, start, stop, shape, axes, mode, self._active, self._entered,
-            self._own, self._in_arena, ADD, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS,
-            value, code, inputs, outputs, table, constants, adjoint_of, adjoint_in, counts,
+            self._outside, self._link, r, start, stop, shape, axes, mode, self._active,
+            self._entered, self._own, self._in_arena, ADD, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS,
+            *self._work, counts,
         )  # fmt: skip
-        _m, _n_in, n_out, _n_constants = counts.tolist()
+        n_out = int(counts[2])
         if n_out == 0:
             return None
+        code, inputs, outputs, constants = self._programs
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
             self._planning.choose_sets(
@@ -271,6 +285,20 @@ class Plan:
                 if high > low
             ]
         return self._region_of(shape[:axes], code, inputs, outputs, constants, counts)
+
+    def _make_room(self, count: int) -> None:
+        """Make arrays for the program of a region of that many instructions."""
+        lines, windows = count * _LINES, 4 * count + 2
+        code = np.empty((4, lines), np.int64)
+        inputs, outputs = (np.empty((windows, _WINDOW + _AXES), np.int64) for _ in range(2))
+        constants = np.empty(len(_NUMBERS) + 1)
+        self._room = count
+        self._table = np.empty(1 << (2 * windows).bit_length(), np.int64)
+        self._programs = code, inputs, outputs, constants
+        self._work = (
+            *(np.empty(self.n, np.int64), np.empty((count, 3), np.int64), code, inputs, outputs),
+            *(self._table, constants, np.empty(lines, np.int64), np.empty(windows, np.int64)),
+        )
 
     def _used(self, r: int) -> list[tuple[int, int]]:
         """Return the stretches of adjoints that a region uses up, neighbours together."""
@@ -386,9 +414,10 @@ def plan_of(
     tape : Tape
         Flushed.
     mode : str
-        "values" (all of them) or "gradient" (adjoints, and the values needed for them).
+        "values" (all of them), "some" (those asked for, and what scalar instructions and those of
+        the host need) or "gradient" (adjoints, and the values needed for them).
     seeds : tuple of (int, int)
-        Lowest and highest cells where adjoints start.
+        Stretches of cells, lowest and highest, that are asked for, or where adjoints start.
     active : ndarray of uint8
         By import, whether its adjoint is wanted.
     """

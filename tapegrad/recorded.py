@@ -45,6 +45,7 @@ class Recorded:
         self.decisions = Decisions()
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Any] = {}  # programs, by argnums
+        self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparsity`
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         self.lanes: dict[Any, Any] = {}  # `tapegrad.lanes.Lanes` or None, by what they compute
@@ -101,7 +102,8 @@ class Recorded:
         program._name, program.lock, program.captured = name, threading.RLock(), captured
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
-        program._gradients, program._template, program._function = {}, None, None
+        program._gradients, program._sparse = {}, {}
+        program._template, program._function = None, None
         program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
@@ -278,7 +280,11 @@ class Recorded:
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
 
-    def _run(self, leaves: Sequence[Any]) -> None:
+    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
+        """Put arguments in their places and compute, unless a backward sweep is going to do that.
+
+        Decisions are checked, so where there are any, all is computed.
+        """
         tape = self.tape
         self._check_static(leaves)
         if tape.replays is not None and tape.replays.due:
@@ -287,8 +293,10 @@ class Recorded:
         for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
                 known.put(leaf, v)
-        tape.done = tape.done_cell = 0
-        execute.evaluate(tape)
+        tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        if not evaluate and not len(self.decisions):
+            return
+        execute.evaluate(tape, self._needed())
         changed = self.decisions.check(v)
         if changed is not None:
             number, outcome = changed
@@ -296,7 +304,18 @@ class Recorded:
             error.number = number
             raise error
 
+    def _needed(self) -> tuple[tuple[int, int], ...]:
+        """Return stretches of cells that outputs and decisions are among."""
+        cells = [output.flat_cells() for output in self._outputs if output.cells is not None]
+        cells.append(np.asarray(self.decisions.cells(), np.int64))
+        return tuple([(int(some.min()), int(some.max())) for some in cells if some.size])
+
     def _read(self) -> Any:
+        for output in self._outputs:
+            if output.cells is not None and not execute.has_values(
+                self.tape, output.cells, output.size
+            ):
+                execute.evaluate(self.tape)
         v = self.tape.arena.v.array
         return trees.unflatten(self._out_tree, [output.read(v) for output in self._outputs])
 
@@ -313,6 +332,7 @@ class Recorded:
         tape = self.tape
         ready = execute.ready_sweeps(tape)
         if ready is not None:
+            execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, ready.g)
             ready.reverse()
@@ -320,6 +340,11 @@ class Recorded:
         column = take_adjoints(tape.flushed_cell)
         clean = False
         try:
+            swept = self._reverse_by_regions(seeds, column.array)
+            if swept is not None:
+                clean = True
+                return swept
+            execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, column.array)
             execute.reverse(tape, column.array, tape.flushed_cell, loops=True)
@@ -328,6 +353,24 @@ class Recorded:
             return found
         finally:
             give_back_adjoints(column, clean)
+
+    def _reverse_by_regions(self, seeds: list[tuple[Output, Any]], g: Floats) -> list[Any] | None:
+        """Sweep by regions, forward too where that has not been done, if that pays."""
+        at = {known.cell: i for i, known in enumerate(self._inputs) if known is not None}
+        starts = [
+            (output.cells, np.ravel(np.broadcast_to(cotangent, output.size)))
+            for output, cotangent in seeds
+            if output.cells is not None
+        ]
+        wanted = [entry.cell in at for entry in self.tape.imports]
+        swept = execute.gradient(self.tape, g, starts, wanted)
+        if swept is None:
+            return None
+        adjoints = {at[entry.cell]: adjoint for entry, adjoint in swept if entry.cell in at}
+        return [
+            None if known is None else known.shaped(adjoints.get(i))
+            for i, known in enumerate(self._inputs)
+        ]
 
     def _adjoints(self, g: Floats) -> list[Any]:
         """Take the adjoint of each input out of `g`, which is all zero then; None for no inputs."""

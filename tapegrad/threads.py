@@ -12,6 +12,7 @@ import itertools
 import operator
 import os
 import threading
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 _ALIGNED = 128
+SMALL_EXTRA = 1 << 20
+"""Bytes of partial sums and the like, up to which a thread's scratch has room for them."""
+
 WORTH = 1 << 18
 """Instructions times lanes from which a region is spread over threads: about 50 us of work."""
 
@@ -115,15 +119,17 @@ def get_num_threads() -> int:
 
 
 class _Scratch(threading.local):
-    """Room for the rows of a block, one a thread."""
+    """Room for the rows of a block and for small sums aside, one a thread."""
 
     def __init__(self) -> None:
         self.room = np.empty(0, np.uint8)
+        self.start = 0
 
     def address(self, size: int) -> int:
         if self.room.size < size + _ALIGNED:
             self.room = np.empty(size + _ALIGNED, np.uint8)
-        return aligned(self.room)
+            self.start = aligned(self.room)
+        return self.start
 
 
 _scratch = _Scratch()
@@ -170,20 +176,22 @@ def run_region(region: Region, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
 def run_addresses(region: Region, addresses: list[int]) -> None:
     """Run a region on buffers that are known by their addresses; whoever calls keeps them alive."""
     run, blocks = _kernel or load_kernel()
-    if region.size == 0:
+    lowered = region.lowered or lower(region)
+    if lowered.size == 0:
         return
-    lowered = lower(region)
-    extra = np.empty(sum(lowered.extras) + (_ALIGNED // 8) * (1 + len(lowered.extras)))
-    at = aligned(extra)
-    table = addresses[: region.buffers]
-    for size in lowered.extras:
-        table.append(at)
-        at += -(-8 * size // _ALIGNED) * _ALIGNED
-    pointers = np.array(table, np.int64)
-    words, buffers = int(lowered.words.ctypes.data), int(pointers.ctypes.data)
+    table = array("q", addresses)
+    extra = None  # held until the end
+    if lowered.extra > SMALL_EXTRA:
+        extra = np.empty(lowered.extra + _ALIGNED, np.uint8)
+        at = aligned(extra)
+    else:
+        at = _scratch.address(lowered.scratch + lowered.extra) + lowered.scratch
+    del table[region.buffers :]
+    table.extend([at + offset for offset in lowered.extras])
+    words, buffers = lowered.address, table.buffer_info()[0]
     chunks = lowered.chunks
     threads = _pool.size
-    if threads == 1 or chunks == 1 or region.size * (len(region.code) + 4) < WORTH:
+    if threads == 1 or chunks == 1 or lowered.work < WORTH:
         run(words, buffers, 0, chunks, 1, _scratch.address(lowered.scratch), blocks)
         return
     queue = itertools.count()

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import recording, trees
 from .adjoint import call
-from .batches import Batch, Task
+from .batches import WAYS, Batch, Task
 from .call import check_function
 from .errors import EnclosedError, at_caller
 from .function import FunctionOfPrograms
@@ -51,7 +51,7 @@ class Vmap:
         self._f = f
         self._in_axes, self._out_axes = in_axes, out_axes
         self._progress = progress
-        self._ways = FunctionOfPrograms(f, compared=sys.maxsize)
+        self._ways = FunctionOfPrograms(f, compared=sys.maxsize, most=WAYS)
         self.paths = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,6 +217,7 @@ def _on_tape(x: Any) -> Any:
             return x
         return recording.array(x.storage, x.window)
     values = np.ascontiguousarray(x, np.float64)
+    recorder.current().captures(x)
     entry = recorder.current().push_input(values)
     return recording.run(recorder.tape, entry.cell, (values.size,))
 

@@ -68,6 +68,18 @@ def test_hessians_and_their_products(program):
     close(program.map.hvp(X, V), np.einsum("nij,nj->ni", hessians, V))
 
 
+def test_products_with_vectors_in_structures():
+    def f(p):
+        return p["a"] * p["a"] * np.sum(p["b"] ** 3)
+
+    points, vectors = {"a": X[:, 0], "b": X}, {"a": V[:, 0], "b": V}
+    found = tg.record(f, {"a": 1.0, "b": X[0]}).map.hvp(points, vectors)
+    total = np.sum(X**3, axis=1)
+    close(found["a"], 2.0 * total * V[:, 0] + 6.0 * X[:, 0] * np.einsum("ij,ij->i", X**2, V))
+    with pytest.raises(ValueError, match=r"shape \(2,\) in each sample"):
+        tg.record(smooth, X[0]).map.hvp(X, V[:, :2])
+
+
 def test_jacobians():
     def f(x):
         return np.cumsum(x * x) * x[0]
@@ -165,7 +177,7 @@ def _ways(points):
 
 
 def test_more_ways_than_are_kept(monkeypatch):
-    monkeypatch.setattr(FUNCTION, "MAX_WAYS", 3)
+    monkeypatch.setattr(batches, "WAYS", 3)
     program = tg.record(branchy, np.array([0.1, 0.1, 1.0]))
     points = RNG.uniform(-2.0, 2.0, (40, 3))
     close(program.map(points), each(branchy, points))

@@ -157,7 +157,7 @@ def restride(t, shape, strides, axes, to, to_axes, w):
 @kernel
 def partition(
     op, a, b, d, x, kinds, arity, host_at, h, i0, n, cell0, limit,
-    first, region, outside, r_first, r_last, r_axes, r_shape,
+    first, region, outside, link, r_first, r_last, r_axes, r_shape,
 ):  # fmt: skip
     """Find the regions among the `n` instructions from `i0` on.
 
@@ -175,6 +175,9 @@ def partition(
     outside
         Filled in: who uses an instruction's cells other than lane by lane in its region:
         `BY_REGIONS`, or `BY_OTHERS`, which are scalar instructions and those of the host.
+    link
+        Filled in, by instruction and operand: the instruction of the same region whose result it
+        is, lane by lane, or -1.
     r_first, r_last, r_axes, r_shape
         Filled in, by region: its first and last instruction, and its shape.
 
@@ -190,7 +193,10 @@ def partition(
         cell += b[i0 + i] if o <= HOST else 1
         region[i] = -1
         outside[i] = 0
+        link[i, 0] = link[i, 1] = link[i, 2] = -1
     first[n] = cell
+    low_of, high_of = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    exact_of = np.zeros(3, np.bool_)
     merged = r_shape[len(r_shape) - 1]  # scratch
     count = 0
     current = -1
@@ -233,17 +239,21 @@ def partition(
             after = merge_shape(r_shape[current], r_axes[current], t, shape, axes, merged)
             fits = after > 0
         where = shape + axes
-        for _ in range(operands):
+        for k in range(operands):
             kind = t[where]
+            low_of[k] = n
             if kind in (CELLS, INDEXED):
                 low, high = reach(t, where, axes, shape, x)
                 p = producer(first, n, low)
-                q = producer(first, n, high)
+                q = p if p >= 0 and high < first[p + 1] else producer(first, n, high)
                 exact = (
                     p == q and p >= 0 and kind == CELLS and first[p] == low
                     and op[i0 + p] == LANES and high - low + 1 == lanes
                     and first[p + 1] - low == lanes and is_flat(t, where, axes, shape)
                 )  # fmt: skip
+                low_of[k] = max(p, 0)
+                high_of[k] = q
+                exact_of[k] = exact
                 if fits and not exact:
                     for s in range(max(p, 0), q + 1):
                         if region[s] == current:
@@ -272,22 +282,14 @@ def partition(
         region[i] = current
         r_last[current] = i
         held += 1
-        where = shape + axes
-        for _ in range(operands):
-            kind = t[where]
-            if kind in (CELLS, INDEXED):
-                low, high = reach(t, where, axes, shape, x)
-                p = producer(first, n, low)
-                q = producer(first, n, high)
-                exact = (
-                    p == q and p >= 0 and kind == CELLS and first[p] == low
-                    and op[i0 + p] == LANES and high - low + 1 == lanes
-                    and first[p + 1] - low == lanes and is_flat(t, where, axes, shape)
-                )  # fmt: skip
-                if not (exact and region[p] == current):
-                    for s in range(max(p, 0), q + 1):
-                        outside[s] |= BY_REGIONS
-            where += 2 + axes
+        for k in range(operands):
+            if low_of[k] == n:
+                continue
+            if exact_of[k] and region[low_of[k]] == current:
+                link[i, k] = low_of[k]
+                continue
+            for s in range(low_of[k], high_of[k] + 1):
+                outside[s] |= BY_REGIONS
     return count
 
 
@@ -302,7 +304,7 @@ def any_active(active, first, n, low, high):
 
 @kernel
 def find_active(
-    op, a, b, d, x, kinds, arity, received, host_at, h, i0, n, first, region, input_active,
+    op, a, b, d, x, kinds, arity, received, host_at, h, i0, n, first, region, link, input_active,
     seeded, active,
 ):  # fmt: skip
     """Mark the instructions that adjoints flow through, from the seeds to the imports.
@@ -460,11 +462,11 @@ def source_of(op, a, first, n, i0, low, high, own, in_arena, w, side):
 
 
 @helper
-def operand_value(
-    op, a, first, n, i0, r, region, value, own, in_arena, d, x,
-    t, where, axes, shape, lanes, to, to_axes, inputs, table, counts,
+def window_value(
+    op, a, first, n, i0, own, in_arena, x,
+    t, where, axes, shape, to, to_axes, inputs, table, counts,
 ):  # fmt: skip
-    """Return the value of an operand: that of an instruction of the region, or an in-window."""
+    """Return the value of an operand that is brought in by a window."""
     kind = t[where]
     w = inputs[counts[1]]
     w[0] = 0
@@ -477,10 +479,6 @@ def operand_value(
         w[1] = POOL
         return find_window(inputs, table, counts, to_axes)
     low, high = reach(t, where, axes, shape, x)
-    if kind == CELLS:
-        p = producer(first, n, low)
-        if p >= 0 and region[p] == r and op[i0 + p] == LANES:
-            return value[p]
     shift = source_of(op, a, first, n, i0, low, high, own, in_arena, w, 0)
     if kind == INDEXED:
         w[3] = INDICES
@@ -516,10 +514,10 @@ def find_constant(constants, counts, number):
 
 @kernel
 def write(
-    op, a, b, d, x, arity, host_at, h, i0, n, first, region, outside, r, start, stop, to, to_axes,
-    mode, active, entered, own, in_arena, add,
+    op, a, b, d, x, arity, host_at, h, i0, n, first, region, outside, link, r, start, stop, to,
+    to_axes, mode, active, entered, own, in_arena, add,
     starts, programs, received, numbers,
-    value, code, inputs, outputs, table, constants, adjoint_of, adjoint_in, counts,
+    value, known_ids, code, inputs, outputs, table, constants, adjoint_of, adjoint_in, counts,
 ):  # fmt: skip
     """Write the program of region `r`, whose instructions lie from `start` to `stop`.
 
@@ -538,14 +536,11 @@ def write(
         The opcode of additions.
     starts, programs, received, numbers
         The tables of `kernels/adjoints.py`.
-    value, code, inputs, outputs, table, constants, adjoint_of, adjoint_in
+    value, known_ids, code, inputs, outputs, table, constants, adjoint_of, adjoint_in
         Filled in. `table` is all zero.
     counts
         Filled in: instructions, in-windows, out-windows, constants.
     """
-    lanes = 1
-    for axis in range(to_axes):
-        lanes *= to[axis]
     counts[0] = counts[1] = counts[2] = counts[3] = 0
     ids = np.zeros(3, np.int64)
     for i in range(start, stop):
@@ -559,10 +554,14 @@ def write(
         where = shape + axes
         operands = arity[t[at]] if o == LANES else 1
         for k in range(operands):
-            ids[k] = operand_value(
-                op, a, first, n, i0, r, region, value, own, in_arena, d, x,
-                t, where, axes, shape, lanes, to, to_axes, inputs, table, counts,
-            )  # fmt: skip
+            if link[i, k] >= 0:
+                ids[k] = value[link[i, k]]
+            else:
+                ids[k] = window_value(
+                    op, a, first, n, i0, own, in_arena, x,
+                    t, where, axes, shape, to, to_axes, inputs, table, counts,
+                )  # fmt: skip
+            known_ids[i - start, k] = ids[k]
             where += 2 + axes
         stored = mode & STORE_ALL or (mode & STORE_OUTSIDE and (o == HOST or outside[i]))
         if o == LANES:
@@ -628,13 +627,8 @@ def write(
                 seed = known if seed == NONE else push(code, counts, add, known, seed, 0)
         if seed == NONE:
             continue
-        where = shape + axes
         for k in range(operands):
-            ids[k] = operand_value(
-                op, a, first, n, i0, r, region, value, own, in_arena, d, x,
-                t, where, axes, shape, lanes, to, to_axes, inputs, table, counts,
-            )  # fmt: skip
-            where += 2 + axes
+            ids[k] = known_ids[i - start, k]
         if o == LANES:
             slots[OUT] = value[i]
             slots[SEED] = seed
@@ -651,25 +645,25 @@ def write(
                     else:
                         ids[k] = slots[slot]
                 made = push(code, counts, programs[line, 0], ids[0], ids[1], ids[2])
-                adjoint_of[made] = NONE
                 slots[TEMPORARY + line - starts[row]] = made
         where = shape + axes
         for k in range(operands):
             kind = t[where]
             slot = received[t[at], k] if o == LANES else SEED
             if slot >= 0 and (kind in (CELLS, INDEXED)):
-                low, high = reach(t, where, axes, shape, x)
-                if any_active(active, first, n, low, high):
+                if link[i, k] >= 0:
+                    flows = active[link[i, k]] != 0
+                else:
+                    low, high = reach(t, where, axes, shape, x)
+                    flows = any_active(active, first, n, low, high)
+                if flows:
                     amount = seed
                     if slot >= CONSTANT_SLOT:
                         amount = find_constant(constants, counts, numbers[slot - CONSTANT_SLOT])
                     elif o == LANES:
                         amount = slots[slot]
                     target = slots[k] if o == LANES else ids[0]
-                    made = counts[0]
                     accumulate(code, counts, adjoint_of, adjoint_in, add, target, amount)
-                    if counts[0] > made:
-                        adjoint_of[made] = NONE
             where += 2 + axes
     for k in range(forward_inputs):
         if adjoint_in[k] == NONE:

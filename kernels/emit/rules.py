@@ -92,7 +92,11 @@ def _row(row: Row) -> str:
         f"def forward_{row.name}({operands}) -> float:",
         *_returned([guarded(tree(row, row.out))], "", ""),
         "\n",
-        f"def reverse_{row.name}(w: float, {operands}, out: float) -> tuple[{answers}]:",
+        *_signature(
+            f"def reverse_{row.name}(",
+            f"w: float, {operands}, out: float",
+            f") -> tuple[{answers}]:",
+        ),
         *_temporaries(row),
         *_returned([guarded(contribution(_partial(p))) for p in row.partials], "(", ")"),
         "\n",
