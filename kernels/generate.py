@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tapegrad.kernels.emit import (
     adjoints,
+    cuda,
     lanes,
     numbering,
     opcodes,
@@ -43,6 +44,8 @@ def outputs() -> dict[Path, str]:
         KERNELS / "cpu" / "regions.py": regions.emit(TABLE, numbered),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
         KERNELS / "cpu" / "vector.py": vector.emit(TABLE, numbered),
+        KERNELS / "cuda" / "float32.py": cuda.emit(TABLE, numbered, "float32"),
+        KERNELS / "cuda" / "float64.py": cuda.emit(TABLE, numbered, "float64"),
     }
 
 

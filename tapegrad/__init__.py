@@ -18,8 +18,11 @@ from .custom import custom_jvp, custom_vjp
 from .derivatives import grad, jacobian, value_and_grad, vjp
 from .errors import (
     ControlFlowChanged,
+    DeviceLostError,
+    DeviceUnavailable,
     GradientMismatch,
     LostGradientError,
+    MixedDevicesError,
     NoGradientError,
     NotDifferentiableError,
     ReleasedTapeError,
@@ -49,10 +52,13 @@ del functions, view
 __all__ = [
     "Array",
     "ControlFlowChanged",
+    "DeviceLostError",
+    "DeviceUnavailable",
     "GradientCheck",
     "GradientMismatch",
     "LoopPlan",
     "LostGradientError",
+    "MixedDevicesError",
     "NoGradientError",
     "NotDifferentiableError",
     "Program",

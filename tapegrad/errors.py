@@ -65,6 +65,18 @@ class NoGradientError(TapeGradError, RuntimeError):
     """``backward`` was called on a value that depends on nothing that requires a gradient."""
 
 
+class DeviceUnavailable(TapeGradError, RuntimeError):
+    """There is no CUDA device to run on: no GPU, no driver, or the package that drives it."""
+
+
+class MixedDevicesError(TapeGradError, ValueError):
+    """Arrays that one computation takes are not all on its device."""
+
+
+class DeviceLostError(TapeGradError, RuntimeError):
+    """A CUDA device stopped working, or is gone; what was in its memory is lost."""
+
+
 class GradientMismatch(TapeGradError, AssertionError):
     """A derivative differs from the numerical one (see `tapegrad.check_gradients`).
 

@@ -56,6 +56,8 @@ class Lanes:
         Of each part of the result; a part that depends on nothing is a constant.
     numbers : list of int
         Which leaves of the arguments the inputs are.
+    input_shapes : list of tuple of int
+        The shape of each of them, for one sample.
     decided : bool
         Whether there are decisions to be checked.
     """
@@ -72,10 +74,10 @@ class Lanes:
         self.constants = [output.constant if output.cells is None else None for output in outputs]
         known = [(i, place) for i, place in enumerate(program.inputs) if place is not None]
         self.numbers = [i for i, _ in known]
-        self._shapes = [place.shape for _, place in known]
+        self.input_shapes = [place.shape for _, place in known]
         self.cells, self.expected = program.decisions.looks()
         self.decided = bool(self.cells.size)
-        self._results = _Layouts(self._region(looks=False), self._shapes)
+        self._results = _Layouts(self._region(looks=False), self.input_shapes)
         self._looks: _Layouts | None = None
 
     @property
@@ -154,13 +156,27 @@ class Lanes:
             agreement = np.empty(m)
             buffers.append(agreement)
             strides.append(1)
-        if buffers[len(self._shapes) :]:
-            run_chunk(self._results.of(m, layout, strides), buffers)
+        if buffers[len(self.input_shapes) :]:
+            run_chunk(self.region(m, layout, strides), buffers)
         for target, flat in kept:
             target[...] = flat.reshape(target.shape)
         if self.decided and not agreement.all():
             return agreement != 0.0
         return None
+
+    def region(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
+        """Return the region that computes results, and last whether samples take this way.
+
+        Parameters
+        ----------
+        m : int
+            Number of samples.
+        layout : tuple of tuple of int
+            Strides of each input: over the samples, then over its axes.
+        strides : sequence of int
+            Of each number of the results over the samples; each has a buffer of its own.
+        """
+        return self._results.of(m, layout, strides)
 
     def others(
         self, arguments: Sequence[Array], mapped: Sequence[bool], m: int
@@ -177,7 +193,7 @@ class Lanes:
         """
         if self._looks is None:
             with self.program.lock:
-                self._looks = _Layouts(self._region(looks=True), self._shapes)
+                self._looks = _Layouts(self._region(looks=True), self.input_shapes)
         buffers, layout = self._inputs(arguments, mapped)
         columns = np.empty((self.cells.size, m))
         region = self._looks.of(m, layout, [1] * len(columns))
@@ -189,7 +205,7 @@ class Lanes:
     ) -> tuple[list[Array], tuple[tuple[int, ...], ...]]:
         """Return the inputs' buffers, and their strides: over the samples, then over the axes."""
         buffers, layout = [], []
-        for values, is_mapped, shape in zip(arguments, mapped, self._shapes, strict=True):
+        for values, is_mapped, shape in zip(arguments, mapped, self.input_shapes, strict=True):
             found = values.shape[int(is_mapped) :]
             if found != shape:
                 raise ValueError(

@@ -396,6 +396,40 @@ class Program(Recorded):
 
         return Map.of(self)
 
+    def to(self, where: Any, stream: Any = None) -> Any:
+        """Return the program on a device, which runs it over many samples.
+
+        Parameters
+        ----------
+        where : str or Device
+            ``"cuda"``, ``"cuda:1"``, or ``"cpu"``, which is the program itself.
+        stream : int or object, optional
+            The stream to work in; see `tapegrad.device.device`.
+
+        Returns
+        -------
+        DeviceProgram
+            Its ``map(X)``, ``map.value_and_grad(X)``, ... are those of `Program.map`; see
+            `tapegrad.device_map.DeviceMap`.
+
+        Raises
+        ------
+        DeviceUnavailable
+            If there is no such device; the program still runs on the CPU.
+
+        Examples
+        --------
+        >>> import tapegrad as tg
+        >>> program = tg.record(lambda x: x * x, 3.0)
+        >>> program.to("cpu") is program
+        True
+        """
+        if where == "cpu":
+            return self
+        from .device_map import DeviceProgram, device_named
+
+        return DeviceProgram(self, device_named(where, stream))
+
     # -- on tracked values -----------------------------------------------------------------------
 
     def _of_inputs(self, leaves: Sequence[Any], numbers: Sequence[int]) -> Function:

@@ -39,7 +39,7 @@ class Samples:
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         self.count = len(args)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
-        axes = _axes_of_arguments(in_axes, self.tree)
+        axes = axes_of_arguments(in_axes, self.tree)
         self.parts: list[Any] = []
         self.mapped: list[bool] = []
         for part, axis, name in zip(found, axes, self.names, strict=True):
@@ -153,7 +153,7 @@ def is_axis(x: Any) -> bool:
     return x is None or (isinstance(x, (int, np.integer)) and not isinstance(x, bool))
 
 
-def _axes_of_arguments(in_axes: Axes, tree: trees.TreeDef) -> list[int | None]:
+def axes_of_arguments(in_axes: Axes, tree: trees.TreeDef) -> list[int | None]:
     """Return the axis of each leaf; keyword arguments have their samples along axis 0."""
     positional, named = tree.children
     if is_axis(in_axes):

@@ -136,13 +136,19 @@ def vector_library(used: set[str], single: bool = False) -> tuple[list[str], str
     return names, "\n".join(dict.fromkeys(parts))
 
 
-def preamble(used: set[str]) -> str:
-    """Return imports, constants and functions for a compiled module that uses these names."""
+def scalar_library(used: set[str]) -> tuple[set[str], dict[str, str]]:
+    """Return all names that a module needs that uses these, and the text of its functions."""
     functions = _functions()
     needed = _closure(used, functions)
     unknown = used - set(functions) - set(MATH) - set(CONSTANTS) - BUILTINS - {"float32"}
     if unknown:
         raise ValueError(f"no function {sorted(unknown)}; write it in kernels/functions.py")
+    return needed, {name: text for name, (text, _) in functions.items() if name in needed}
+
+
+def preamble(used: set[str]) -> str:
+    """Return imports, constants and functions for a compiled module that uses these names."""
+    needed, functions = scalar_library(used)
     aliases = {name: MATH[name] for name in needed & set(MATH) - set(functions)}
     aliases |= {name: name for name in needed & {"inf", "nan", "pi"}}
     parts = ["from __future__ import annotations\n", "import math\n", "import numpy as np\n"]
@@ -154,7 +160,5 @@ def preamble(used: set[str]) -> str:
     parts += ["\n"]
     if "float32" in needed:
         parts += [FLOAT32 + "\n"]
-    for name, (text, _) in functions.items():
-        if name in needed:
-            parts += [f"@helper\n{text}\n\n"]
+    parts += [f"@helper\n{text}\n\n" for text in functions.values()]
     return "\n".join(parts)

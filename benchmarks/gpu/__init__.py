@@ -1,0 +1,1 @@
+"""The same work on one GPU in tapegrad, JAX and PyTorch."""

@@ -1,0 +1,1 @@
+"""CUDA kernels of regions; `numba.cuda` is imported here and nowhere else."""
