@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 REFERENCE_WORK = 600_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
-REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
+REGION_CELLS = 1 << 10  # a tape of fewer cells is swept before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
 
 Kernel = Callable[..., Any]
@@ -287,6 +287,11 @@ def _pays(tape: Tape, start: int) -> bool:
     return kernels("regions", cells) is _compiled
 
 
+def by_regions(tape: Tape) -> bool:
+    """Whether all of a tape is worth a plan, and is not swept in another way."""
+    return ready_sweeps(tape) is None and _pays(tape, 0)
+
+
 def _addresses(
     tape: Tape, plan: Plan, g: Floats | None, adjoints: list[Floats | None]
 ) -> list[int]:
@@ -351,7 +356,7 @@ def gradient(
     if wanted is None:
         wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
     active = np.array(wanted, np.uint8)
-    reach = tuple([_reach(cells, seed.size) for cells, seed in seeds if seed.size])
+    reach = tuple([stretch(cells, seed.size) for cells, seed in seeds if seed.size])
     plan = plan_of(tape, 0, "gradient", reach, active)
     if plan.count < 0:
         return None
@@ -403,7 +408,8 @@ def _sweep_by_plan(
             watching.sweeps.moved("backward", last - i, last)
 
 
-def _reach(cells: Any, size: int) -> tuple[int, int]:
+def stretch(cells: Any, size: int) -> tuple[int, int]:
+    """Return the lowest and highest of a run of cells (its first), or of an array of cells."""
     if isinstance(cells, (int, np.integer)):
         return int(cells), int(cells) + size - 1
     return int(cells.min()), int(cells.max())
