@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 import tapegrad as tg
+from tapegrad import execute, gradients
 
 from .measuring import cpu_time
 from .peers.case import Options
@@ -75,6 +76,26 @@ class Derivatives:
 
     def time_inside(self):
         tg.grad(lambda x: self.program(x) * 2.0)(self.x)
+
+
+class LongGradient:
+    """The gradient program of 40,000 scalar operations, recorded or derived by compiled code."""
+
+    timer = time.process_time
+    params = ("recorded", "compiled")
+    param_names = ("how",)
+
+    def setup(self, how):
+        with tg.executor("compiled"):
+            self.program = tg.record(
+                lambda x, a, b: scalar_loop(x, a, b, 5_000, np.sin), *LOOP_POINT
+            )
+        execute.load("derive")
+        gradients.LOADED_FROM = 0 if how == "compiled" else len(self.program) + 1
+
+    def time_derive(self, how):
+        self.program._gradients.clear()
+        self.program.gradient()
 
 
 def _branches(x, a, steps):

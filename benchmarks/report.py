@@ -27,6 +27,7 @@ from .peers.case import Options
 from .peers.run import TOLERANCE, compare
 
 PEER_BOUNDS = {"xad": 1.4, "torch_eager": 15.0, "autograd": 40.0}
+SPARSE_BOUNDS = {"casadi_sx": 1.0, "jax": None}
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ def index_growth(name: str, rounds: int) -> float:
     return index_loop.growth(getattr(index_loop, name), rounds=rounds)
 
 
+def sparse_growth(rounds: int) -> tuple[float, float]:
+    """Return the exponents of time against n of sparse Hessians: of each, and of preparing them."""
+    from . import sparse
+
+    pin()
+    return sparse.growth(rounds)
+
+
 def memory(operations: int) -> tuple[float, float]:
     """Return resident bytes an instruction, and the peak of the process."""
     from .memory import bytes_per_instruction
@@ -153,6 +162,25 @@ def index_loops(effort: Effort) -> Figures:
         yield Figure(f"{what}, exponent in n", value, "", at_least=least, at_most=1.05)
 
 
+def sparse_matrices(effort: Effort) -> Figures:
+    """Sparse Hessians, w6, here and in the peers."""
+    found = compare("w6", peers=["tapegrad", *SPARSE_BOUNDS], rounds=effort.rounds)
+    ours = found.row("tapegrad", "hessian")
+    if ours is None:
+        raise RuntimeError(found.absent["tapegrad"])
+    yield Figure("w6, a Hessian of 2,000 numbers", ours.cpu * 1e6, "us", at_most=43)
+    for peer, bound in SPARSE_BOUNDS.items():
+        row = found.row(peer, "hessian")
+        if row is None:
+            print(f"{peer} is not measured: {found.absent[peer]}", file=sys.stderr)
+        ratio = math.nan if row is None else row.ratio
+        yield Figure(f"w6, time of {peer} over ours", ratio, "x", at_least=bound)
+    # Caches that are left behind on the way pull exponents above 1.
+    each, preparing = isolated(sparse_growth, effort.rounds)
+    yield Figure("w6, exponent in n, 3e4 to 3e5", each, "", at_most=1.25)
+    yield Figure("w6, preparing, exponent in n", preparing, "", at_most=1.25)
+
+
 def cold_starts(effort: Effort) -> Figures:
     """From the start of Python."""
     yield Figure("import tapegrad over import numpy", import_ratio(effort.rounds), "x", at_most=1.3)
@@ -178,6 +206,7 @@ PARTS: dict[str, Callable[[Effort], Figures]] = {
     "sweep": sweeps,
     "memory": memories,
     "index": index_loops,
+    "sparse": sparse_matrices,
     "cold": cold_starts,
 }
 

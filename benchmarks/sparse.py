@@ -6,6 +6,7 @@ import numpy as np
 
 import tapegrad as tg
 
+from .measuring import exponent, interleave, repeat
 from .recorded import prepared, swept_hessian
 from .workloads import rosenbrock, rosenbrock_point
 
@@ -20,6 +21,19 @@ def bratu(u):
     r[:, 1:] -= grid[:, :-1]
     r[:, :-1] -= grid[:, 1:]
     return r.ravel()
+
+
+def growth(rounds):
+    """Return the exponents of CPU time against n of computing Hessians, and of preparing them."""
+    sizes = (30_000, 100_000, 300_000)  # all beyond the caches
+    matrices, preparing = {}, {}
+    for n in sizes:
+        x = rosenbrock_point(n)
+        hessian = tg.sparse_hessian(lambda x, n=n: rosenbrock(x, n))
+        preparing[n] = prepared(hessian, x, derive=True)
+        matrices[n] = repeat(lambda hessian=hessian, x=x: hessian(x), 10)
+    found = (interleave(matrices, rounds), interleave(preparing, min(rounds, 3)))
+    return tuple([exponent(sizes, [seconds[n] for n in sizes]) for seconds in found])
 
 
 class Hessian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ class Captured:
         """Whether that differs from what was captured, which the program still uses."""
         try:
             value = self._read()
-        except (LookupError, AttributeError, ValueError):
+        except (LookupError, AttributeError, ValueError, TypeError):
             return True  # it is not there any more
         if value is self._held and isinstance(value, _NUMBERS):
             return False
@@ -204,10 +205,11 @@ def _parts(name: str, value: Any, read: Any, write: Any, names: set[str]) -> Ite
         if isinstance(value, (dict, list, tuple)) and len(value) > MANY:
             return
         leaves, tree = trees.flatten(value)
-        for i, (leaf, path) in enumerate(zip(leaves, trees.paths(tree), strict=True)):
+        rows = zip(leaves, trees.paths(tree), _ways(tree), strict=True)
+        for i, (leaf, path, way) in enumerate(rows):
             if _is_number(leaf):
                 writer = write and functools.partial(_write_leaf, read, write, i)
-                yield name + path, functools.partial(_read_leaf, read, i), writer
+                yield name + path, functools.partial(_read_leaf, read, way), writer
     else:
         for attribute, part in getattr(value, "__dict__", {}).items():
             if attribute in names and _is_number(part):
@@ -218,8 +220,24 @@ def _parts(name: str, value: Any, read: Any, write: Any, names: set[str]) -> Ite
                 )
 
 
-def _read_leaf(read: Callable[[], Any], number: int) -> Any:
-    return trees.flatten(read())[0][number]
+def _ways(tree: trees.TreeDef) -> Iterator[tuple[Callable[[Any], Any], ...]]:
+    """Yield what leads to each leaf of a container, step by step."""
+    if tree.is_leaf:
+        yield ()
+        return
+    fields = tree.kind is not None and not issubclass(tree.kind, (dict, list))
+    for key, child in zip(tree.keys, tree.children, strict=True):
+        by_name = fields and isinstance(key, str)  # of a dataclass or a named tuple
+        step = operator.attrgetter(key) if by_name else operator.itemgetter(key)
+        for way in _ways(child):
+            yield (step, *way)
+
+
+def _read_leaf(read: Callable[[], Any], way: tuple[Callable[[Any], Any], ...]) -> Any:
+    part = read()
+    for step in way:
+        part = step(part)
+    return part
 
 
 def _write_leaf(

@@ -223,15 +223,18 @@ class Decisions:
 
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
-        if not self.all:
+        looks = self._looks
+        if looks is None:
+            if not self.all:
+                return None
+            looks = self._looks = self._prepare()
+        place = None if looks.unchanged(v) else looks.first_changed(v)
+        if place is None and not self._calls:
             return None
         found: tuple[int, Outcome] | None = None
-        if self._looks is None:
-            self._looks = self._prepare()
-        place = self._looks.first_changed(v)
         if place is not None:
             i = bisect_right(self._starts, place) - 1
-            actual = self._looks.actual
+            actual = looks.actual
             stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
             number = self._numbers[i]
             recorded = np.asarray(self.all[number].outcome)
@@ -275,7 +278,7 @@ class _Looks:
         self._cells = cells.astype(np.intp)  # which `take` would make of others each time
         self._expected = expected
         self.actual = np.empty(expected.size)  # what the last replay had there, where it differs
-        self._runs: list[tuple[slice, float]] = []
+        self._runs: list[tuple[slice, float, bytes | None]] = []
         rest = np.ones(cells.size, bool)
         if cells.size > _RUN:
             order = np.argsort(sites, kind="stable")
@@ -296,15 +299,25 @@ class _Looks:
         if places.size > _RUN and steps[-1] > 0:
             first, last = self._cells[places[0]], self._cells[places[-1]]
             run = slice(int(first), int(last) + 1, int(steps[-1]))
-            self._runs.append((run, float(values[-1])))
+            packed = self._expected[places].tobytes() if places.size <= _FEW else None
+            self._runs.append((run, float(values[-1]), packed))
             rest[places] = False
+
+    def unchanged(self, v: Floats) -> bool:
+        """Whether all values have the same bits; if not, they may still be the same."""
+        v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
+        if self._values.tobytes() != self._bytes:
+            return False
+        for run, value, packed in self._runs:
+            if packed is not None:
+                if v[run].tobytes() != packed:
+                    return False
+            elif not (v[run] == value).all():
+                return False
+        return True
 
     def first_changed(self, v: Floats) -> int | None:
         """Return the place of the first value that differs; nan is as good as nan."""
-        v.take(self._gathered, out=self._values, mode="clip")  # "raise" would make a copy
-        gathered = self._bytes is not None and self._values.tobytes() == self._bytes
-        if gathered and not any([(v[run] != value).any() for run, value in self._runs]):
-            return None
         v.take(self._cells, out=self.actual, mode="clip")
         same = self.actual == self._expected
         if same.all():

@@ -1,8 +1,8 @@
 """Gradient programs of long scalar code, derived by compiled code.
 
 `Program.gradient` records a backward sweep over a program, at some microseconds an instruction.
-For long scalar programs the sweep is derived by `tapegrad.kernels.cpu.derive` instead, in a tenth
-of the time, and shorter; what comes out is put together as a program here.
+For long scalar programs the sweep is derived by `tapegrad.kernels.cpu.derive` instead, much sooner,
+and shorter; what comes out is put together as a program here.
 """
 
 from __future__ import annotations

@@ -69,8 +69,13 @@ def index_runs(tape: Tape, outputs: Iterable[Any], hosts: Iterable[HostOperand])
         Further operands to look at, besides those of its structural instructions.
     """
     n, arena = tape.n, tape.arena
-    first = first_cells(arena.op.array[:n], arena.b.array[:n])
-    _index_lanes(tape, first)
+    op, outputs = arena.op.array[:n], list(outputs)
+    lanes = bool((op == LANES).any())
+    if not lanes and not tape.hosts and all([x.size < 2 for x in outputs]):
+        return  # scalars only, which have no windows
+    first = first_cells(op, arena.b.array[:n])
+    if lanes:
+        _index_lanes(tape, first)
     for call in tape.hosts:
         for place in call.operands:
             _index_operand(place, first)

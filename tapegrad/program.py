@@ -66,6 +66,7 @@ class Program(Recorded):
 
         The function is recorded once more, for the same example arguments, while the variables hold
         these inputs: whatever it does with them is then part of the program, and differentiated.
+        (Other threads should not use the variables meanwhile.)
 
         Parameters
         ----------
@@ -316,6 +317,33 @@ class Program(Recorded):
                [ 6.,  0.]])
         """
         return self.gradient(argnums).jacobian(*args, argnums=argnums, **kwargs)
+
+    def sparse_jacobian(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
+        """Run the program and return its Jacobian as a SciPy CSR array.
+
+        Its structure is found at the first call; see `tapegrad.sparse_jacobian`.
+        """
+        from .sparsity import matrix_of  # which needs this module
+
+        return matrix_of(self, "jacobian", argnums, args, kwargs)[0]
+
+    def sparse_hessian(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
+        """Run the program and return the Hessian of its value, a number, as a SciPy CSR array.
+
+        Its structure is found at the first call; see `tapegrad.sparse_hessian`.
+
+        Examples
+        --------
+        >>> import numpy as np, tapegrad as tg
+        >>> program = tg.record(lambda x: np.sum(x[1:] * x[:-1]), np.ones(3))
+        >>> program.sparse_hessian(np.zeros(3)).toarray()
+        array([[0., 1., 0.],
+               [1., 0., 1.],
+               [0., 1., 0.]])
+        """
+        from .sparsity import matrix_of  # which needs this module
+
+        return matrix_of(self, "hessian", argnums, args, kwargs)[0]
 
     def hvp(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
         """Multiply the Hessian of the program's value by a vector, without forming it.

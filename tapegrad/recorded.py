@@ -45,6 +45,7 @@ class Recorded:
         self.decisions = Decisions()
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Any] = {}  # programs, by argnums
+        self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparsity`
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
@@ -100,7 +101,8 @@ class Recorded:
         program._name, program.lock, program.captured = name, threading.RLock(), captured
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
-        program._gradients, program._template, program._function = {}, None, None
+        program._gradients, program._sparse = {}, {}
+        program._template, program._function = None, None
         program._chosen = {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
@@ -309,6 +311,7 @@ class Recorded:
         tape = self.tape
         ready = execute.ready_sweeps(tape)
         if ready is not None:
+            execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, ready.g)
             ready.reverse()

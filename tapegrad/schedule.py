@@ -18,7 +18,7 @@ from .kernels.reference import CELLS, CONSTANT, INDEXED
 from .straight import Ints
 from .tape import Import, Tape, recorder
 
-TILE = 1 << 16  # instructions
+TILE = 1 << 17  # instructions
 FEWEST_LANES = 16  # for fewer, an array instruction takes longer than scalar ones
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import copy
 import sys
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import derivatives, directions
+from . import directions
 from .coloring import Compression, Ints, compress_columns, compress_symmetric, most_in_line
 from .derive import DerivedMatrix, derive_hessian, derive_jacobian
 from .errors import ControlFlowChanged, at_caller
@@ -157,26 +156,89 @@ class _Derived:
     def __init__(self, matrix: DerivedMatrix, pattern: Pattern) -> None:
         self._matrix, self.pattern = matrix, pattern
 
-    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
-        """Return the nonzeros for other arguments."""
-        leaves = program._leaves(args, kwargs)
+    def values(self, program: Program, leaves: Sequence[Any]) -> Floats:
+        """Return the nonzeros for other arguments of the recording."""
         if len(program.decisions):
             program._run(leaves)
         return self._matrix.values([x for x in program._checked(leaves) if x is not None])
 
 
 class _Swept:
-    """A recording, of a function or of its gradient, prepared for sweeps in a few directions."""
+    """A recording prepared for sweeps, of its tape or of its gradient's, in a few directions."""
 
-    def __init__(self, program: Program, cells: Ints, leaf: Any, pattern: Pattern) -> None:
-        self._program, self._cells, self._leaf = program, cells, leaf
-        self.pattern = pattern
+    def __init__(self, cells: Ints, pattern: Pattern, argnum: int) -> None:
+        self._cells, self._argnum, self.pattern = cells, argnum, pattern
 
-    def values(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floats:
-        """Return the nonzeros for other arguments."""
-        with self._program.lock:
-            self._program.forward(args, kwargs)
-            return _values(self._program.tape, self._cells, self._leaf, self.pattern)
+    def values(self, program: Program, leaves: Sequence[Any]) -> Floats:
+        """Return the nonzeros for other arguments of the recording."""
+        swept = program.gradient(self._argnum) if self.pattern.symmetric else program
+        with swept.lock:
+            swept._run(leaves)
+            leaf = swept.array_input(self._argnum).leaf
+            return _values(swept.tape, self._cells, leaf, self.pattern)
+
+
+def matrix_of(
+    program: Program, kind: str, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Pattern]:
+    """Return a sparse Jacobian or Hessian of a program, and its pattern.
+
+    Parameters
+    ----------
+    program : Program
+        Keeps what it was prepared to.
+    kind : {"jacobian", "hessian"}
+    argnum : int
+        The argument, one array, to differentiate with respect to.
+    args, kwargs
+        The arguments of the program.
+    """
+    with program.lock:
+        leaves = program._leaves(args, kwargs)
+        prepared: _Derived | _Swept | None = program._sparse.get((kind, argnum))
+        if prepared is None:
+            program._run(leaves)  # which may find that it is the wrong one
+            prepare = _prepare_hessian if kind == "hessian" else _prepare_jacobian
+            prepared = program._sparse[kind, argnum] = prepare(program, argnum)
+        return prepared.pattern.matrix(prepared.values(program, leaves)), prepared.pattern
+
+
+def _prepare_jacobian(program: Program, argnum: int) -> _Derived | _Swept:
+    known, cells = program.array_input(argnum), program.array_output()
+    shape = len(cells), known.size
+    if _may_derive(program.tape):
+        try:
+            derived = derive_jacobian(program, known, cells)
+        except Unsupported:
+            pass
+        else:
+            structure = derived.indptr, derived.columns
+            return _Derived(derived, Pattern(shape, *structure, dtype=known.dtype))
+    carries = directions.carries_tangents(program.tape)
+    indptr, columns = find_pattern(program.tape, cells, known.cell, known.size)
+    return _Swept(cells, Pattern(shape, indptr, columns, carries, dtype=known.dtype), argnum)
+
+
+def _prepare_hessian(program: Program, argnum: int) -> _Derived | _Swept:
+    known, output = program.array_input(argnum), _single_number(program)
+    n = known.size
+    if _may_derive(program.tape) and output.cells is not None:
+        try:
+            derived = derive_hessian(program, known, int(program.array_output()[0]))
+        except Unsupported:
+            pass
+        else:
+            structure = derived.indptr, derived.columns
+            pattern = Pattern((n, n), *structure, symmetric=True, dtype=known.dtype)
+            return _Derived(derived, pattern)
+    gradient = program.gradient(argnum)
+    if gradient._single_output("a Hessian").cells is None:  # it is constant
+        nothing = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
+        pattern = Pattern((n, n), *nothing, symmetric=True, dtype=known.dtype)
+        return _Swept(np.zeros(0, np.int64), pattern, argnum)
+    cells = gradient.array_output()
+    pattern = _symmetric_pattern(gradient.tape, cells, gradient.array_input(argnum))
+    return _Swept(cells, pattern, argnum)
 
 
 class _SparseDerivative:
@@ -188,12 +250,11 @@ class _SparseDerivative:
         Structure of the last matrix; found once for each way through the code.
     """
 
+    _kind = ""
+
     def __init__(self, f: Callable[..., Any], argnum: int) -> None:
         self._function = FunctionOfPrograms(f)
         self._argnum = argnum
-        self._prepared: weakref.WeakKeyDictionary[Program, _Derived | _Swept] = (
-            weakref.WeakKeyDictionary()
-        )
         self.pattern: Pattern | None = None
         self._last: Program | None = None
 
@@ -218,72 +279,21 @@ class _SparseDerivative:
         )
 
     def _compute(self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with program.lock:
-            prepared = self._prepared.get(program)
-            if prepared is None:
-                program.forward(args, kwargs)  # which may find that it is the wrong one
-                prepared = self._prepared[program] = self._prepare(program, args, kwargs)
-            self._last, self.pattern = program, prepared.pattern
-            return prepared.pattern.matrix(prepared.values(program, args, kwargs))
-
-    def _prepare(
-        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Derived | _Swept:
-        raise NotImplementedError
+        matrix, pattern = matrix_of(program, self._kind, self._argnum, args, kwargs)
+        self._last, self.pattern = program, pattern
+        return matrix
 
 
 class SparseJacobian(_SparseDerivative):
     """What `sparse_jacobian` returns: call it with the arguments of the function."""
 
-    def _prepare(
-        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Derived | _Swept:
-        known, cells = program.array_input(self._argnum), program.array_output()
-        shape = len(cells), known.size
-        if _may_derive(program.tape):
-            try:
-                derived = derive_jacobian(program, known, cells)
-                return _Derived(
-                    derived, Pattern(shape, derived.indptr, derived.columns, dtype=known.dtype)
-                )
-            except Unsupported:
-                pass
-        carries = directions.carries_tangents(program.tape)
-        indptr, columns = find_pattern(program.tape, cells, known.cell, known.size)
-        pattern = Pattern(shape, indptr, columns, carries, dtype=known.dtype)
-        return _Swept(program, cells, known.leaf, pattern)
+    _kind = "jacobian"
 
 
 class SparseHessian(_SparseDerivative):
     """What `sparse_hessian` returns: call it with the arguments of the function."""
 
-    def __init__(self, f: Callable[..., Any], argnum: int) -> None:
-        super().__init__(f, argnum)
-        self._gradient = derivatives.grad(f, argnum)
-
-    def _prepare(
-        self, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Derived | _Swept:
-        known, output = program.array_input(self._argnum), _single_number(program)
-        n = known.size
-        if _may_derive(program.tape) and output.cells is not None:
-            try:
-                derived = derive_hessian(program, known, int(program.array_output()[0]))
-                structure = derived.indptr, derived.columns
-                pattern = Pattern((n, n), *structure, symmetric=True, dtype=known.dtype)
-                return _Derived(derived, pattern)
-            except Unsupported:
-                pass
-        # The program of the gradient takes the same decisions as that of the function.
-        gradient = Program(self._gradient, args, kwargs)
-        known, output = gradient.array_input(self._argnum), gradient._single_output("a Hessian")
-        if output.cells is None:  # the gradient is constant
-            nothing = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
-            pattern = Pattern((n, n), *nothing, symmetric=True, dtype=known.dtype)
-            return _Swept(gradient, np.zeros(0, np.int64), known.leaf, pattern)
-        cells = gradient.array_output()
-        pattern = _symmetric_pattern(gradient.tape, cells, known)
-        return _Swept(gradient, cells, known.leaf, pattern)
+    _kind = "hessian"
 
 
 def _may_derive(tape: Tape) -> bool:

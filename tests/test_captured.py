@@ -150,6 +150,12 @@ def test_entries_of_the_list_can_be_promoted_and_promotion_goes_on():
     assert promoted.hessian(2.0, 5.0, np.array([7.0]), argnums=(0, 1))[0][1] == 7.0
 
 
+def test_variables_of_what_is_called_become_arguments():
+    promoted = tg.record(lambda x: helper(x) * x, 1.0).promote("RATE")
+    assert promoted.value_and_grad(3.0, 5.0, argnums=(0, 1)) == (45.0, (30.0, 9.0))
+    assert RATE == 2.0
+
+
 def test_attributes_of_objects_become_arguments():
     model = Model(3.0)
     promoted = tg.record(model.loss, np.ones(2)).promote("self.scale")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapegrad import coloring
 
-simplify = sys.modules["tapegrad.simplify"]
+simplify = importlib.import_module("tapegrad.simplify")
 
 
 @pytest.fixture(params=["python", "compiled"], autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 import time
 
 import numpy as np
@@ -14,7 +14,7 @@ import tapegrad as tg
 from tapegrad import patterns
 from tapegrad.patterns import find_pattern
 
-simplify = sys.modules["tapegrad.simplify"]
+simplify = importlib.import_module("tapegrad.simplify")
 
 
 @pytest.fixture(params=["python", "compiled"], autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,8 +12,8 @@ from scipy.sparse.linalg import spsolve
 
 import tapegrad as tg
 
-simplify = sys.modules["tapegrad.simplify"]
-sparsity = sys.modules["tapegrad.sparsity"]
+simplify = importlib.import_module("tapegrad.simplify")
+sparsity = importlib.import_module("tapegrad.sparsity")
 
 
 @pytest.fixture(params=["swept in Python", "swept", "derived"], autouse=True)
@@ -272,3 +272,20 @@ def test_within_another_derivative_it_is_refused():
     hessian = tg.sparse_hessian(lambda x: np.sum(x**3))
     with pytest.raises(TypeError, match="tracked"):
         tg.grad(lambda x: hessian(x).diagonal().sum())(np.ones(3))
+
+
+def test_programs_have_sparse_derivatives():
+    program = tg.record(chain, np.ones(9))
+    x = np.linspace(-1.0, 1.0, 9)
+    np.testing.assert_allclose(program.sparse_hessian(x).toarray(), program.hessian(x), rtol=1e-13)
+    again = program.sparse_hessian(2.0 * x)
+    np.testing.assert_allclose(again.toarray(), program.hessian(2.0 * x), rtol=1e-13)
+    residuals = tg.record(lambda a, x: a * x[1:] * x[:-1], 2.0, np.ones(9))
+    found = residuals.sparse_jacobian(3.0, x, argnums=1)
+    np.testing.assert_allclose(found.toarray(), residuals.jacobian(3.0, x, argnums=1), rtol=1e-14)
+    branch = tg.record(deciding, np.ones(3))
+    branch.sparse_hessian(np.ones(3))
+    with pytest.raises(tg.ControlFlowChanged):
+        branch.sparse_hessian(-np.ones(3))
+    through = tg.sparse_hessian(program)  # a program is a function, too
+    np.testing.assert_allclose(through(x).toarray(), program.hessian(x), rtol=1e-13)

@@ -395,3 +395,19 @@ def test_values_under_no_grad():
         y = program(x)
     assert not y.requires_grad
     np.testing.assert_array_equal(y.value, [1.0, 4.0])
+
+
+def test_what_encloses_a_recording_must_be_an_argument():
+    """It would be baked in, and its derivative lost."""
+
+    def f(x):
+        inner = tg.function(lambda y: x * y)
+        return inner(2.0)
+
+    def g(x):
+        return tg.record(lambda y: np.sin(x) * y, 2.0)(2.0)
+
+    for outer in (f, g):
+        with pytest.raises(NotImplementedError, match="make that value an argument"):
+            tg.grad(outer)(3.0)
+    assert tg.grad(lambda x: tg.record(lambda x, y: x * y, x, 2.0)(x, 2.0))(3.0) == 2.0

@@ -1,11 +1,14 @@
 """What several workloads need of one system: compilers, versions, generated code."""
 
+import ctypes
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -45,6 +48,46 @@ def compile_c(source: Path, *, optimise: str = "-O3", flags: Sequence[str] = ())
         subprocess.run([compiler, *flags, str(source), "-o", str(unfinished), "-lm"], check=True)
         unfinished.replace(library)
     return library
+
+
+def compile_tapes(system: str) -> ctypes.CDLL:
+    """Return tapes.cpp compiled for "ADOLC" or "CPPAD", whose headers the compiler must find.
+
+    Raises
+    ------
+    RuntimeError
+        If no C++ compiler answers to c++, g++ or clang++, or it does not find the system.
+    """
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise RuntimeError("no C++ compiler found: install one that answers to c++ or g++")
+    BUILD.mkdir(exist_ok=True)
+    library = BUILD / f"tapes_{system.lower()}.so"
+    flags = ["-O3", "-march=native", "-DNDEBUG", "-shared", "-fPIC", f"-D{system}"]
+    libraries = {"ADOLC": ["-ladolc"], "CPPAD": ["-lcppad_lib"]}[system]
+    command = [compiler, *flags, str(HERE / "tapes.cpp"), "-o", str(library), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{system} is not installed: {done.stderr.strip().splitlines()[0]}")
+    return ctypes.CDLL(str(library))
+
+
+def tape_case(system: str, workload: str, point: Any, steps: int) -> tuple[Any, dict[str, float]]:
+    """Return a call of a gradient on a recorded tape of C++, and the seconds of recording."""
+    library = compile_tapes(system)
+    x = np.ascontiguousarray(point, np.float64)
+    gradient = np.empty_like(x)
+    place, result = (ctypes.c_void_p(array.ctypes.data) for array in (x, gradient))
+    n = ctypes.c_long(x.size)
+    start = time.perf_counter()
+    getattr(library, f"record_{workload}")(place, ctypes.c_long(steps))
+    info = {"trace_s": time.perf_counter() - start}
+
+    def sweep() -> Any:
+        library.sweep(place, n, result)
+        return gradient
+
+    return sweep, info
 
 
 def floors() -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..workloads import LOOP_OPERATIONS, LOOP_POINT, scalar_loop
 from .case import Case, Options, Peers
-from .systems import compile_casadi, compile_jax, floors, import_torch
+from .systems import compile_casadi, compile_jax, floors, import_torch, tape_case
 
 PEERS = Peers()
 
@@ -210,6 +210,20 @@ def _casadi(options: Options, *, generated: bool) -> Case:
     if not generated:
         functions["grad"] = lambda: trace()(LOOP_POINT)
     return Case(functions, lambda: np.array(function(LOOP_POINT)).ravel(), info)
+
+
+@PEERS.add
+def adolc(options: Options) -> Case:
+    """ADOL-C: a tape of C++, recorded once and replayed."""
+    sweep, info = tape_case("ADOLC", "loop", LOOP_POINT, steps_of(options))
+    return Case({"replay": sweep}, sweep, info)
+
+
+@PEERS.add
+def cppad(options: Options) -> Case:
+    """CppAD: a tape of C++, recorded and optimised once and replayed."""
+    sweep, info = tape_case("CPPAD", "loop", LOOP_POINT, steps_of(options))
+    return Case({"replay": sweep}, sweep, info)
 
 
 @PEERS.add

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..workloads import CHAIN_OPERATIONS, rosenbrock, rosenbrock_point
 from .case import Case, Options, Peers
-from .systems import compile_casadi, compile_jax, floors, import_torch
+from .systems import compile_casadi, compile_jax, floors, import_torch, tape_case
 
 PEERS = Peers()
 
@@ -209,6 +209,22 @@ def _casadi(options: Options, *, generated: bool) -> Case:
     if not generated:
         functions["grad"] = lambda: trace()(x)
     return Case(functions, lambda: np.array(function(x)).ravel(), info)
+
+
+@PEERS.add
+def adolc(options: Options) -> Case:
+    """ADOL-C: a tape of C++, recorded once and replayed."""
+    x, n = _point(options)
+    sweep, info = tape_case("ADOLC", "rosenbrock", x, n)
+    return Case({"replay": sweep}, sweep, info)
+
+
+@PEERS.add
+def cppad(options: Options) -> Case:
+    """CppAD: a tape of C++, recorded and optimised once and replayed."""
+    x, n = _point(options)
+    sweep, info = tape_case("CPPAD", "rosenbrock", x, n)
+    return Case({"replay": sweep}, sweep, info)
 
 
 @PEERS.add

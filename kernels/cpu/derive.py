@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tapegrad.kernels.cpu.jit import helper, kernel
+from tapegrad.kernels.cpu.jit import helper, inlined, kernel
 
 int64 = np.int64
 
@@ -44,6 +44,7 @@ ROLES = (
 ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATIVE, POSITIVE, SQUARE, INTEGER_POWER, WHERE = range(1, 10)
 EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, NOT = range(10, 19)
 
+KEEP, AGAIN, VALUE = 0, 1, 2
 ROLE = 256  # see `Code.roles`
 FLOWS = 3 * 256
 ROOM = 256  # instructions and constants that one operation may take, and more
@@ -96,6 +97,14 @@ def bare(context, array):
 
 
 @helper
+def counted_by_nobody(code):
+    """Return code whose columns have no owners."""
+    ins, table, k_table = bare(code.ins), bare(code.table), bare(code.k_table)
+    roles, steps, used = bare(code.roles), bare(code.steps), bare(code.used)
+    return Code(ins, bare(code.k), table, k_table, roles, steps, used)
+
+
+@helper
 def mixed(o, x, y, z):
     """Return a hash of four numbers, whose low bits are as good as any."""
     h = (x + 1) * int64(-7046029254386353131) + (y + 1) * int64(-4417276706812531889)
@@ -104,255 +113,226 @@ def mixed(o, x, y, z):
 
 
 @helper
-def constant(k, k_table, used, value):
+def constant(code, value):
     """Return the number of a constant, which is negative."""
-    mask = len(k_table) - 1
+    mask = len(code.k_table) - 1
     slot = mixed(np.float64(value).view(int64), 0, 0, 0) & mask
-    while k_table[slot] != 0:
-        known = k[k_table[slot] - 1]
+    while code.k_table[slot] != 0:
+        known = code.k[code.k_table[slot] - 1]
         if known == value and (value != 0.0 or 1.0 / known == 1.0 / value):
-            return -int64(k_table[slot])
+            return -int64(code.k_table[slot])
         slot = (slot + 1) & mask
-    n = used[1]
-    k[n] = value
-    k_table[slot] = n + 1
-    used[1] = n + 1
+    n = code.used[1]
+    code.k[n] = value
+    code.k_table[slot] = n + 1
+    code.used[1] = n + 1
     return -1 - n
 
 
+@inlined
+def multiple(code, c):
+    """Return factor and cell of which a cell is the product; the factor is a constant."""
+    if code.roles[code.ins[c, 0]] == MULTIPLY and code.ins[c, 1] < 0:
+        return code.k[-1 - code.ins[c, 1]], int64(code.ins[c, 2])
+    return 1.0, c
+
+
+# Rewriting: each of these returns what to do (KEEP the instruction, look AGAIN at what it has
+# become, or take the VALUE instead, which stands in the place of x) and the instruction.
+
+
+@inlined
+def rewritten_sum(code, free, r, o, x, y, z):
+    """Rewrite a sum, a difference or a negative."""
+    roles, k = code.roles, code.k
+    if r == NEGATIVE:
+        if x < 0:
+            return VALUE, o, constant(code, -k[-1 - x]), y, z
+        inner = roles[code.ins[x, 0]]
+        if inner == NEGATIVE:
+            return VALUE, o, int64(code.ins[x, 1]), y, z
+        if inner == MULTIPLY and code.ins[x, 1] < 0:
+            factor = constant(code, -k[-1 - code.ins[x, 1]])
+            return AGAIN, int64(code.ins[x, 0]), factor, int64(code.ins[x, 2]), z
+        if inner == SUBTRACT:
+            return AGAIN, int64(code.ins[x, 0]), int64(code.ins[x, 2]), int64(code.ins[x, 1]), z
+        return KEEP, o, x, y, z
+    if r == SUBTRACT and y < 0:
+        return AGAIN, code.roles[ROLE + ADD], x, constant(code, -k[-1 - y]), z
+    if r == ADD and y < 0:
+        x, y = y, x
+    if x < 0:  # a constant comes first
+        if y < 0:
+            return VALUE, o, constant(code, k[-1 - x] + k[-1 - y]), y, z
+        if k[-1 - x] == 0.0:
+            if r == ADD:
+                return VALUE, o, y, y, z
+            return AGAIN, code.roles[ROLE + NEGATIVE], y, NONE, z
+        if r == ADD and free and roles[code.ins[y, 0]] == ADD and code.ins[y, 1] < 0:
+            both = constant(code, k[-1 - x] + k[-1 - code.ins[y, 1]])
+            return AGAIN, o, both, int64(code.ins[y, 2]), z
+        return KEEP, o, x, y, z
+    opposite = code.roles[ROLE + (SUBTRACT if r == ADD else ADD)]
+    if r == ADD and x == y:
+        return AGAIN, code.roles[ROLE + MULTIPLY], constant(code, 2.0), y, z
+    if roles[code.ins[y, 0]] == NEGATIVE:
+        return AGAIN, opposite, x, int64(code.ins[y, 1]), z
+    if r == ADD and roles[code.ins[x, 0]] == NEGATIVE:
+        return AGAIN, opposite, y, int64(code.ins[x, 1]), z
+    if free and x != y:
+        factor_x, base_x = multiple(code, x)
+        factor_y, base_y = multiple(code, y)
+        if base_x == base_y:
+            factor = factor_x + factor_y if r == ADD else factor_x - factor_y
+            return AGAIN, code.roles[ROLE + MULTIPLY], constant(code, factor), base_y, z
+    if r == ADD and x > y:
+        x, y = y, x
+    return KEEP, o, x, y, z
+
+
+@inlined
+def rewritten_product(code, free, r, o, x, y, z):
+    """Rewrite a product, a quotient or an integer power."""
+    roles, k = code.roles, code.k
+    if r == SQUARE:
+        return AGAIN, code.roles[ROLE + MULTIPLY], x, x, z
+    if r == INTEGER_POWER or r == DIVIDE:
+        if y >= 0:
+            return KEEP, o, x, y, z
+        if k[-1 - y] == 1.0:
+            return VALUE, o, x, y, z
+        if r == DIVIDE:
+            if x < 0 and k[-1 - y] != 0.0:
+                return VALUE, o, constant(code, k[-1 - x] / k[-1 - y]), y, z
+        elif k[-1 - y] == 0.0:
+            return VALUE, o, constant(code, 1.0), y, z
+        elif k[-1 - y] == 2.0:
+            return AGAIN, code.roles[ROLE + MULTIPLY], x, x, z
+        return KEEP, o, x, y, z
+    if y < 0:
+        x, y = y, x
+    if x < 0:  # a constant comes first
+        factor = k[-1 - x]
+        if y < 0:
+            return VALUE, o, constant(code, factor * k[-1 - y]), y, z
+        if factor == 1.0:
+            return VALUE, o, y, y, z
+        if factor == -1.0:
+            return AGAIN, code.roles[ROLE + NEGATIVE], y, NONE, z
+        inner = roles[code.ins[y, 0]]
+        if inner == NEGATIVE:
+            return AGAIN, o, constant(code, -factor), int64(code.ins[y, 1]), z
+        if free and inner == MULTIPLY and code.ins[y, 1] < 0:
+            product = factor * k[-1 - code.ins[y, 1]]
+            if isfinite(product) and abs(product) > 1e-290:
+                return AGAIN, o, constant(code, product), int64(code.ins[y, 2]), z
+        return KEEP, o, x, y, z
+    if roles[code.ins[x, 0]] == NEGATIVE and roles[code.ins[y, 0]] == NEGATIVE:
+        return AGAIN, o, int64(code.ins[x, 1]), int64(code.ins[y, 1]), z
+    if x > y:
+        x, y = y, x
+    return KEEP, o, x, y, z
+
+
+@inlined
+def rewritten_choice(code, r, o, x, y, z):
+    """Rewrite a choice, a comparison or a logical operation, where its operands are known."""
+    roles, k = code.roles, code.k
+    if r == WHERE:
+        if x < 0:
+            return VALUE, o, y if k[-1 - x] != 0.0 else z, y, z
+        if y == z:
+            return VALUE, o, y, y, z
+        if y >= 0 and roles[code.ins[y, 0]] == WHERE and code.ins[y, 1] == x:
+            return AGAIN, o, x, int64(code.ins[y, 2]), z
+        if z >= 0 and roles[code.ins[z, 0]] == WHERE and code.ins[z, 1] == x:
+            return AGAIN, o, x, y, int64(code.ins[z, 3])
+        return KEEP, o, x, y, z
+    one = k[-1 - x] if x < 0 else 0.0
+    other = k[-1 - y] if y < 0 else 0.0
+    if r == NOT:
+        if x < 0:
+            return VALUE, o, constant(code, 1.0 if one == 0.0 else 0.0), y, z
+        return KEEP, o, x, y, z
+    if r == AND or r == OR:
+        decided = r == OR  # by one operand that is so
+        if (x < 0 and (one != 0.0) == decided) or (y < 0 and (other != 0.0) == decided):
+            return VALUE, o, constant(code, 1.0 if decided else 0.0), y, z
+        if x < 0 and y < 0:
+            return VALUE, o, constant(code, 0.0 if decided else 1.0), y, z
+        return KEEP, o, x, y, z
+    if x >= 0 or y >= 0:
+        return KEEP, o, x, y, z
+    holds = (
+        (r == EQUAL and one == other)
+        or (r == NOT_EQUAL and one != other)
+        or (r == LESS and one < other)
+        or (r == LESS_EQUAL and one <= other)
+        or (r == GREATER and one > other)
+        or (r == GREATER_EQUAL and one >= other)
+    )
+    return VALUE, o, constant(code, 1.0 if holds else 0.0), y, z
+
+
 @helper
-def emit(ins, k, table, k_table, roles, used, free, o, x, y, z):
+def emit(code, free, o, x, y, z):
     """Return the cell, or constant, that has the value of an operation, appended if it is new.
 
     Where `free`, rounding may differ from that of the operation as it stands.
     """
-    while True:
-        r = roles[o]
+    state = AGAIN
+    while state == AGAIN:
+        r = code.roles[o]
         if r == 0:
             break
         if r == POSITIVE:
             return x
-        if r == SQUARE:
-            o = roles[ROLE + MULTIPLY]
-            y = x
-        elif r == NEGATIVE:
-            if x < 0:
-                return constant(k, k_table, used, -k[-1 - x])
-            inner = roles[int64(ins[x, 0])]
-            if inner == NEGATIVE:
-                return int64(ins[x, 1])
-            if inner == MULTIPLY and int64(ins[x, 1]) < 0:
-                o = int64(ins[x, 0])
-                y = int64(ins[x, 2])
-                x = constant(k, k_table, used, -k[-1 - int64(ins[x, 1])])
-            elif inner == SUBTRACT:
-                o = int64(ins[x, 0])
-                y = int64(ins[x, 1])
-                x = int64(ins[x, 2])
-            else:
-                break
-        elif r == ADD:
-            if y < 0 and x >= 0:
-                x, y = y, x
-            if x < 0:
-                if y < 0:
-                    return constant(k, k_table, used, k[-1 - x] + k[-1 - y])
-                if k[-1 - x] == 0.0:
-                    return y
-                if free and roles[int64(ins[y, 0])] == ADD and int64(ins[y, 1]) < 0:
-                    x = constant(k, k_table, used, k[-1 - x] + k[-1 - int64(ins[y, 1])])
-                    y = int64(ins[y, 2])
-                    continue
-                break
-            if x == y:
-                o = roles[ROLE + MULTIPLY]
-                x = constant(k, k_table, used, 2.0)
-                continue
-            if roles[int64(ins[y, 0])] == NEGATIVE:
-                o = roles[ROLE + SUBTRACT]
-                y = int64(ins[y, 1])
-                continue
-            if roles[int64(ins[x, 0])] == NEGATIVE:
-                o = roles[ROLE + SUBTRACT]
-                x, y = y, int64(ins[x, 1])
-                continue
-            if free:
-                factor_x, base_x = multiple(ins, k, roles, x)
-                factor_y, base_y = multiple(ins, k, roles, y)
-                if base_x == base_y:
-                    o = roles[ROLE + MULTIPLY]
-                    x = constant(k, k_table, used, factor_x + factor_y)
-                    y = base_y
-                    continue
-            if x > y:
-                x, y = y, x
-            break
-        elif r == SUBTRACT:
-            if y < 0:
-                if x < 0:
-                    return constant(k, k_table, used, k[-1 - x] - k[-1 - y])
-                o = roles[ROLE + ADD]
-                y = constant(k, k_table, used, -k[-1 - y])
-                continue
-            if x < 0:
-                if k[-1 - x] == 0.0:
-                    o = roles[ROLE + NEGATIVE]
-                    x = y
-                    y = int64(-1)
-                    continue
-                break
-            if roles[int64(ins[y, 0])] == NEGATIVE:
-                o = roles[ROLE + ADD]
-                y = int64(ins[y, 1])
-                continue
-            if free and x != y:
-                factor_x, base_x = multiple(ins, k, roles, x)
-                factor_y, base_y = multiple(ins, k, roles, y)
-                if base_x == base_y:
-                    o = roles[ROLE + MULTIPLY]
-                    x = constant(k, k_table, used, factor_x - factor_y)
-                    y = base_y
-                    continue
-            break
-        elif r == MULTIPLY:
-            if y < 0 and x >= 0:
-                x, y = y, x
-            if x < 0:
-                factor = k[-1 - x]
-                if y < 0:
-                    return constant(k, k_table, used, factor * k[-1 - y])
-                if factor == 1.0:
-                    return y
-                inner = roles[int64(ins[y, 0])]
-                if factor == -1.0:
-                    o = roles[ROLE + NEGATIVE]
-                    x = y
-                    y = int64(-1)
-                    continue
-                if inner == NEGATIVE:
-                    x = constant(k, k_table, used, -factor)
-                    y = int64(ins[y, 1])
-                    continue
-                if free and inner == MULTIPLY and int64(ins[y, 1]) < 0:
-                    product = factor * k[-1 - int64(ins[y, 1])]
-                    if isfinite(product) and abs(product) > 1e-290:
-                        x = constant(k, k_table, used, product)
-                        y = int64(ins[y, 2])
-                        continue
-                break
-            if roles[int64(ins[x, 0])] == NEGATIVE and roles[int64(ins[y, 0])] == NEGATIVE:
-                x = int64(ins[x, 1])
-                y = int64(ins[y, 1])
-            if x > y:
-                x, y = y, x
-            break
-        elif r == DIVIDE:
-            if y < 0:
-                if x < 0 and k[-1 - y] != 0.0:
-                    return constant(k, k_table, used, k[-1 - x] / k[-1 - y])
-                if k[-1 - y] == 1.0:
-                    return x
-            break
-        elif r == INTEGER_POWER:
-            if y < 0 and k[-1 - y] == 1.0:
-                return x
-            if y < 0 and k[-1 - y] == 0.0:
-                return constant(k, k_table, used, 1.0)
-            if y < 0 and k[-1 - y] == 2.0:
-                o = roles[ROLE + MULTIPLY]
-                y = x
-                continue
-            break
-        elif r == WHERE:
-            if x < 0:
-                return y if k[-1 - x] != 0.0 else z
-            if y == z:
-                return y
-            if y >= 0 and roles[ins[y, 0]] == WHERE and ins[y, 1] == x:
-                y = int64(ins[y, 2])
-            elif z >= 0 and roles[ins[z, 0]] == WHERE and ins[z, 1] == x:
-                z = int64(ins[z, 3])
-            else:
-                break
-        elif r == NOT:
-            if x < 0:
-                return constant(k, k_table, used, 1.0 if k[-1 - x] == 0.0 else 0.0)
-            break
-        elif r in (AND, OR):
-            decisive = 0.0 if r == AND else 1.0
-            if x < 0 and (k[-1 - x] != 0.0) == (decisive != 0.0):
-                return constant(k, k_table, used, decisive)
-            if y < 0 and (k[-1 - y] != 0.0) == (decisive != 0.0):
-                return constant(k, k_table, used, decisive)
-            if x < 0 and y < 0:
-                return constant(k, k_table, used, 1.0 - decisive)
-            break
+        if r == ADD or r == SUBTRACT or r == NEGATIVE:
+            state, o, x, y, z = rewritten_sum(code, free, r, o, x, y, z)
+        elif r == MULTIPLY or r == DIVIDE or r == SQUARE or r == INTEGER_POWER:
+            state, o, x, y, z = rewritten_product(code, free, r, o, x, y, z)
         else:
-            if x >= 0 or y >= 0:
-                break
-            one = k[-1 - x]
-            other = k[-1 - y]
-            holds = (
-                (r == EQUAL and one == other)
-                or (r == NOT_EQUAL and one != other)
-                or (r == LESS and one < other)
-                or (r == LESS_EQUAL and one <= other)
-                or (r == GREATER and one > other)
-                or (r == GREATER_EQUAL and one >= other)
-            )
-            return constant(k, k_table, used, 1.0 if holds else 0.0)
-    mask = len(table) - 1
+            state, o, x, y, z = rewritten_choice(code, r, o, x, y, z)
+        if state == VALUE:
+            return x
+    mask = len(code.table) - 1
     slot = mixed(o, x, y, z) & mask
-    while table[slot] != 0:
-        c = int64(table[slot]) - 1
-        if ins[c, 0] == o and ins[c, 1] == x and ins[c, 2] == y and ins[c, 3] == z:
+    while code.table[slot] != 0:
+        c = int64(code.table[slot]) - 1
+        if (
+            code.ins[c, 0] == o
+            and code.ins[c, 1] == x
+            and code.ins[c, 2] == y
+            and code.ins[c, 3] == z
+        ):
             return c
         slot = (slot + 1) & mask
-    n = used[0]
-    ins[n, 0] = o
-    ins[n, 1] = x
-    ins[n, 2] = y
-    ins[n, 3] = z
-    table[slot] = n + 1
-    used[0] = n + 1
+    n = code.used[0]
+    code.ins[n, 0] = o
+    code.ins[n, 1] = x
+    code.ins[n, 2] = y
+    code.ins[n, 3] = z
+    code.table[slot] = n + 1
+    code.used[0] = n + 1
     return n
 
 
 @helper
-def multiple(ins, k, roles, c):
-    """Return factor and cell of which a cell is the product; the factor is a constant."""
-    if roles[ins[c, 0]] == MULTIPLY and ins[c, 1] < 0:
-        return k[-1 - ins[c, 1]], int64(ins[c, 2])
-    return 1.0, c
-
-
-@helper
-def run(ins, k, table, k_table, roles, used, steps, programs, entry, c, scratch):
-    """Emit a program of `steps` for the operands of a cell; return what it gives."""
-    x, y, z = operand(ins, c, 0), operand(ins, c, 1), operand(ins, c, 2)
+def run(code, programs, entry, c, scratch):
+    """Emit a program of `code.steps` for the operands of a cell; return what it gives."""
+    x, y, z = operand(code, c, 0), operand(code, c, 1), operand(code, c, 2)
     first = programs[entry, 0]
     for t in range(first, programs[entry, 1]):
         for j in range(3):
-            name = steps[t, j + 1]
+            name = code.steps[t, j + 1]
             if name >= 4:
                 scratch[j] = scratch[name]
             elif name < 0:
                 scratch[j] = name
             else:
                 scratch[j] = x if name == 0 else y if name == 1 else z if name == 2 else c
-        scratch[4 + t - first] = emit(
-            ins,
-            k,
-            table,
-            k_table,
-            roles,
-            used,
-            True,
-            steps[t, 0],
-            scratch[0],
-            scratch[1],
-            scratch[2],
-        )
+        o = code.steps[t, 0]
+        scratch[4 + t - first] = emit(code, True, o, scratch[0], scratch[1], scratch[2])
     name = programs[entry, 2]
     if name >= 4:
         return scratch[name]
@@ -361,14 +341,14 @@ def run(ins, k, table, k_table, roles, used, steps, programs, entry, c, scratch)
     return x if name == 0 else y if name == 1 else z if name == 2 else c
 
 
-@helper
-def operand(ins, c, j):
+@inlined
+def operand(code, c, j):
     """Return operand `j` of a cell."""
-    return int64(ins[c, j + 1])
+    return int64(code.ins[c, j + 1])
 
 
 @helper
-def partial(ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch):
+def partial(code, programs, o, j, c, scratch):
     """Return the partial of cell `c`, of opcode `o`, to its operand `j`, or NOTHING for none.
 
     The other answer is the condition under which something flows: a cell, or NOTHING for always.
@@ -382,12 +362,12 @@ def partial(ins, k, table, k_table, roles, used, steps, programs, o, j, c, scrat
         at = entry + FLOWS if turn == 0 else entry
         if programs[at, 0] < 0:
             continue
-        found = run(ins, k, table, k_table, roles, used, steps, programs, at, c, scratch)
+        found = run(code, programs, at, c, scratch)
         if turn == 1:
             result = found
         elif found >= 0:
             condition = found
-        elif k[-1 - found] == 0.0:
+        elif code.k[-1 - found] == 0.0:
             return result, condition
     return result, condition
 
@@ -395,27 +375,26 @@ def partial(ins, k, table, k_table, roles, used, steps, programs, o, j, c, scrat
 @kernel
 def rehash(code):
     """Fill the hash tables anew, which must be zero."""
-    ins, k, table, k_table, used = code.ins, code.k, code.table, code.k_table, code.used
-    mask = len(table) - 1
-    for c in range(used[0]):
-        if ins[c, 0] != 0:
-            x, y, z = operand(ins, c, 0), operand(ins, c, 1), operand(ins, c, 2)
-            slot = mixed(int64(ins[c, 0]), x, y, z) & mask
-            while table[slot] != 0:
+    mask = len(code.table) - 1
+    for c in range(code.used[0]):
+        if code.ins[c, 0] != 0:
+            x, y, z = operand(code, c, 0), operand(code, c, 1), operand(code, c, 2)
+            slot = mixed(int64(code.ins[c, 0]), x, y, z) & mask
+            while code.table[slot] != 0:
                 slot = (slot + 1) & mask
-            table[slot] = c + 1
-    mask = len(k_table) - 1
-    for i in range(used[1]):
-        slot = mixed(np.float64(k[i]).view(int64), 0, 0, 0) & mask
-        while k_table[slot] != 0:
+            code.table[slot] = c + 1
+    mask = len(code.k_table) - 1
+    for i in range(code.used[1]):
+        slot = mixed(np.float64(code.k[i]).view(int64), 0, 0, 0) & mask
+        while code.k_table[slot] != 0:
             slot = (slot + 1) & mask
-        k_table[slot] = i + 1
+        code.k_table[slot] = i + 1
 
 
 @helper
-def has_room(ins, k, used):
+def has_room(code):
     """Say whether one more operation fits."""
-    return used[0] + ROOM <= len(ins) and used[1] + ROOM <= len(k)
+    return code.used[0] + ROOM <= len(code.ins) and code.used[1] + ROOM <= len(code.k)
 
 
 @kernel
@@ -424,30 +403,28 @@ def copy(code, op, x, y, z, to, first, stop):
 
     Returns the instruction where room ran out, or `stop`.
     """
-    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
-    k_table, roles, used = bare(code.k_table), bare(code.roles), bare(code.used)
+    code = counted_by_nobody(code)
     for c in range(first, stop):
         if op[c] == 0:
             continue
-        if not has_room(ins, k, used):
+        if not has_room(code):
             return c
         p = int64(x[c] if x[c] < 0 else to[x[c]])
         q = int64(y[c] if y[c] < 0 else to[y[c]])
         r = int64(z[c] if z[c] < 0 else to[z[c]])
-        to[c] = emit(ins, k, table, k_table, roles, used, False, int64(op[c]), p, q, r)
+        to[c] = emit(code, False, int64(op[c]), p, q, r)
     return stop
 
 
 @kernel
 def reach_forward(code, programs, active, stop):
     """Mark cells that derivatives may flow to from marked ones."""
-    ins = code.ins
     for c in range(stop):
-        o = int64(ins[c, 0])
+        o = int64(code.ins[c, 0])
         if o == 0:
             continue
         for j in range(3):
-            p = operand(ins, c, j)
+            p = operand(code, c, j)
             if programs[3 * o + j, 0] >= 0 and p >= 0 and active[p]:
                 active[c] = 1
 
@@ -455,13 +432,12 @@ def reach_forward(code, programs, active, stop):
 @kernel
 def reach_backward(code, programs, needed, stop):
     """Mark cells that derivatives of marked ones may flow from."""
-    ins = code.ins
     for c in range(stop - 1, -1, -1):
-        o = int64(ins[c, 0])
+        o = int64(code.ins[c, 0])
         if o == 0 or needed[c] == 0:
             continue
         for j in range(3):
-            p = operand(ins, c, j)
+            p = operand(code, c, j)
             if programs[3 * o + j, 0] >= 0 and p >= 0:
                 needed[p] = 1
 
@@ -485,29 +461,25 @@ def reverse(code, programs, active, adjoint, condition, scratch, start):
     int
         Where room ran out, or 0.
     """
-    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
-    k_table, roles = bare(code.k_table), bare(code.roles)
-    steps, used = bare(code.steps), bare(code.used)
-    programs, scratch = bare(programs), bare(scratch)
-    multiply, add = roles[ROLE + MULTIPLY], roles[ROLE + ADD]
-    where, and_, or_ = roles[ROLE + WHERE], roles[ROLE + AND], roles[ROLE + OR]
-    zero = constant(k, k_table, used, 0.0)
+    code, programs = counted_by_nobody(code), bare(programs)
+    scratch = bare(scratch)
+    multiply, add = code.roles[ROLE + MULTIPLY], code.roles[ROLE + ADD]
+    where, and_, or_ = code.roles[ROLE + WHERE], code.roles[ROLE + AND], code.roles[ROLE + OR]
+    zero = constant(code, 0.0)
     for c in range(start - 1, -1, -1):
         w = int64(adjoint[c])
-        o = int64(ins[c, 0])
+        o = int64(code.ins[c, 0])
         if w == NOTHING or o == 0:
             continue
-        if not has_room(ins, k, used):
+        if not has_room(code):
             return c + 1
         mask = int64(condition[c])
         for j in range(3):
-            p = operand(ins, c, j)
+            p = operand(code, c, j)
             if programs[3 * o + j, 0] < 0 or p < 0 or active[p] == 0:
                 continue
-            d, flow = partial(
-                ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch
-            )
-            if d == NOTHING or (d < 0 and k[-1 - d] == 0.0):
+            d, flow = partial(code, programs, o, j, c, scratch)
+            if d == NOTHING or (d < 0 and code.k[-1 - d] == 0.0):
                 continue
             # Four instructions, of which some are not needed: one call of `emit` for all.
             received = w
@@ -515,28 +487,20 @@ def reverse(code, programs, active, adjoint, condition, scratch, start):
             open_ = int64(condition[p])
             for turn in range(5):
                 if turn == 0:
-                    received = emit(ins, k, table, k_table, roles, used, True, multiply, w, d, NONE)
+                    received = emit(code, True, multiply, w, d, NONE)
                 elif turn == 1:
                     if mask != NOTHING:
-                        received = emit(
-                            ins, k, table, k_table, roles, used, True, where, mask, received, zero
-                        )
+                        received = emit(code, True, where, mask, received, zero)
                 elif turn == 2:
                     if mask != NOTHING and flow != NOTHING:
-                        flow = emit(
-                            ins, k, table, k_table, roles, used, True, and_, mask, flow, NONE
-                        )
+                        flow = emit(code, True, and_, mask, flow, NONE)
                     elif mask != NOTHING:
                         flow = mask
                 elif before != NOTHING:
                     if turn == 3:
-                        received = emit(
-                            ins, k, table, k_table, roles, used, True, add, before, received, NONE
-                        )
+                        received = emit(code, True, add, before, received, NONE)
                     elif open_ != NOTHING and flow != NOTHING:
-                        flow = emit(
-                            ins, k, table, k_table, roles, used, True, or_, open_, flow, NONE
-                        )
+                        flow = emit(code, True, or_, open_, flow, NONE)
                     else:
                         flow = int64(NOTHING)
             adjoint[p] = received
@@ -562,41 +526,41 @@ def tangents(code, programs, needed, start, count, of, value, filled, scratch, f
     int
         Where room ran out, or `stop`.
     """
-    ins, k, table = bare(code.ins), bare(code.k), bare(code.table)
-    k_table, roles = bare(code.k_table), bare(code.roles)
-    steps, used = bare(code.steps), bare(code.used)
-    programs, scratch = bare(programs), bare(scratch)
-    multiply, add, where = roles[ROLE + MULTIPLY], roles[ROLE + ADD], roles[ROLE + WHERE]
-    zero = constant(k, k_table, used, 0.0)
+    code, programs = counted_by_nobody(code), bare(programs)
+    scratch = bare(scratch)
+    multiply, add, where = (
+        code.roles[ROLE + MULTIPLY],
+        code.roles[ROLE + ADD],
+        code.roles[ROLE + WHERE],
+    )
+    zero = constant(code, 0.0)
     at, end_at = np.zeros(3, np.int64), np.zeros(3, np.int64)
     slope, flow = np.zeros(3, np.int64), np.zeros(3, np.int64)
     none = int64(1 << 62)
     for c in range(first, stop):
-        o = int64(ins[c, 0])
+        o = int64(code.ins[c, 0])
         if o == 0 or needed[c] == 0:
             continue
         total = 0
         for j in range(3):
-            p = operand(ins, c, j)
+            p = operand(code, c, j)
             total += count[p] if p >= 0 else 0
         if total == 0:
             continue
-        if filled[0] + total > len(of) or used[0] + 6 * total + ROOM > len(ins):
+        if filled[0] + total > len(of) or code.used[0] + 6 * total + ROOM > len(code.ins):
             return c
-        if used[1] + 6 * total + ROOM > len(k):
+        if code.used[1] + 6 * total + ROOM > len(code.k):
             return c
         for j in range(3):
-            p = operand(ins, c, j)
+            p = operand(code, c, j)
             at[j] = end_at[j] = 0
             if p >= 0 and count[p] > 0:
-                slope[j], flow[j] = partial(
-                    ins, k, table, k_table, roles, used, steps, programs, o, j, c, scratch
-                )
+                slope[j], flow[j] = partial(code, programs, o, j, c, scratch)
                 if slope[j] != NOTHING:
                     at[j] = start[p]
                     end_at[j] = start[p] + count[p]
         start[c] = filled[0]
-        e = filled[0]
+        k = filled[0]
         while True:
             lowest = none
             for j in range(3):
@@ -607,49 +571,30 @@ def tangents(code, programs, needed, start, count, of, value, filled, scratch, f
             total = int64(NOTHING)
             for j in range(3):
                 if at[j] < end_at[j] and of[at[j]] == lowest:
-                    term = emit(
-                        ins,
-                        k,
-                        table,
-                        k_table,
-                        roles,
-                        used,
-                        True,
-                        multiply,
-                        slope[j],
-                        int64(value[at[j]]),
-                        NONE,
-                    )
+                    term = emit(code, True, multiply, slope[j], int64(value[at[j]]), NONE)
                     if flow[j] != NOTHING:
-                        term = emit(
-                            ins, k, table, k_table, roles, used, True, where, flow[j], term, zero
-                        )
-                    total = (
-                        term
-                        if total == NOTHING
-                        else emit(ins, k, table, k_table, roles, used, True, add, total, term, NONE)
-                    )
+                        term = emit(code, True, where, flow[j], term, zero)
+                    total = term if total == NOTHING else emit(code, True, add, total, term, NONE)
                     at[j] += 1
-            of[e] = lowest
-            value[e] = total
-            e += 1
-        count[c] = e - filled[0]
-        filled[0] = e
+            of[k] = lowest
+            value[k] = total
+            k += 1
+        count[c] = k - filled[0]
+        filled[0] = k
     return stop
 
 
 @kernel
 def keep_needed(code, live):
     """Mark the instructions that marked ones need, from the last to the first."""
-    ins, used = code.ins, code.used
-    for c in range(used[0] - 1, -1, -1):
+    for c in range(code.used[0] - 1, -1, -1):
         if live[c]:
-            if ins[c, 1] >= 0:
-                live[ins[c, 1]] = 1
-            if ins[c, 2] >= 0:
-                live[ins[c, 2]] = 1
-            if ins[c, 3] >= 0:
-                live[ins[c, 3]] = 1
+            if code.ins[c, 1] >= 0:
+                live[code.ins[c, 1]] = 1
+            if code.ins[c, 2] >= 0:
+                live[code.ins[c, 2]] = 1
+            if code.ins[c, 3] >= 0:
+                live[code.ins[c, 3]] = 1
 
 
 @kernel
