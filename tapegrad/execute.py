@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 REFERENCE_WORK = 600_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
-REGION_CELLS = 1 << 10  # a tape of fewer cells is swept before a plan of it were made
+REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
 
 Kernel = Callable[..., Any]
