@@ -292,6 +292,11 @@ def _pays(tape: Tape, start: int) -> bool:
     return compiles("regions", cells)
 
 
+def by_regions(tape: Tape) -> bool:
+    """Whether all of a tape is worth a plan, and is not swept in another way."""
+    return ready_sweeps(tape) is None and _pays(tape, 0)
+
+
 def _addresses(
     tape: Tape, plan: Plan, g: Floats | None, adjoints: list[Floats | None]
 ) -> list[int]:
@@ -356,7 +361,7 @@ def gradient(
     if wanted is None:
         wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
     active = np.array(wanted, np.uint8)
-    reach = tuple([_reach(cells, seed.size) for cells, seed in seeds if seed.size])
+    reach = tuple([stretch(cells, seed.size) for cells, seed in seeds if seed.size])
     plan = plan_of(tape, 0, "gradient", reach, active)
     if plan.count < 0:
         return None
@@ -408,7 +413,8 @@ def _sweep_by_plan(
             watching.sweeps.moved("backward", last - i, last)
 
 
-def _reach(cells: Any, size: int) -> tuple[int, int]:
+def stretch(cells: Any, size: int) -> tuple[int, int]:
+    """Return the lowest and highest of a run of cells (its first), or of an array of cells."""
     if isinstance(cells, (int, np.integer)):
         return int(cells), int(cells) + size - 1
     return int(cells.min()), int(cells.max())

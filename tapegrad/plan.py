@@ -108,9 +108,9 @@ class Plan:
     """
 
     def __init__(self, tape: Tape, start: int, mode: str, seeds: tuple[Any, ...], active: Any):
-        from .kernels.cpu import planning  # numba comes with it
+        from .kernels.cpu import ordering, planning  # numba comes with them
 
-        self._planning = planning
+        self._planning, self._ordering = planning, ordering
         arena = tape.arena
         n, cell = tape.n - start, tape.done_cell if start else 0
         host_at, h = host_table(tape)
@@ -161,7 +161,7 @@ class Plan:
     def _forget(self) -> None:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
-        del self._columns, self._tables, self._hosts, self._extents, self._planning
+        del self._columns, self._tables, self._hosts, self._extents, self._planning, self._ordering
         del self._outside, self._active, self._entered, self._cleared
         del self._region, self._own, self._in_arena, self._link
         self._make_room(0)
@@ -182,7 +182,7 @@ class Plan:
     def _list_steps(self) -> None:
         _, _, start, n = self._hosts
         table = np.empty((n + 1, 3), np.int64)
-        count = self._planning.schedule(
+        count = self._ordering.schedule(
             self._columns[0], start, n, self._region, self._extents[1], table
         )
         for kind, low, high in table[:count].tolist():
@@ -275,7 +275,7 @@ class Plan:
         code, inputs, outputs, constants = self._programs
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
-            self._planning.choose_sets(
+            self._ordering.choose_sets(
                 outputs, n_out, shape, axes, np.array(self._sizes, np.int64), touched, blank
             )
             step.blanks = [
@@ -316,7 +316,7 @@ class Plan:
         self, shape: Ints, code: Ints, inputs: Ints, outputs: Ints, constants: Any, counts: Ints
     ) -> Region:
         m, n_in, n_out, n_constants = counts.tolist()
-        self._planning.renumber(code, outputs, counts)
+        self._ordering.renumber(code, outputs, counts)
         fixed = n_constants + n_in
         columns = _WINDOW + len(shape)
         inputs, outputs = inputs[:n_in, :columns].copy(), outputs[:n_out, :columns].copy()
@@ -325,7 +325,7 @@ class Plan:
         last, row, free = (np.empty(fixed + m + 1, np.int64) for _ in range(3))
         final = np.empty((m, 5), np.uint16)
         op, a, b, c = code[:, :m]
-        left, rows = self._planning.allocate(
+        left, rows = self._ordering.allocate(
             op, a, b, c, ARITIES, fixed, kept, last, row, free, final
         )
         inputs[:, 0] = np.arange(n_constants, fixed)

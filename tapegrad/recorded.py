@@ -294,9 +294,10 @@ class Recorded:
             if known is not None:
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
-        if not evaluate and not len(self.decisions):
+        regions = execute.by_regions(tape)
+        if regions and not evaluate and not len(self.decisions):
             return
-        execute.evaluate(tape, self._needed())
+        execute.evaluate(tape, self._needed() if regions else None)
         changed = self.decisions.check(v)
         if changed is not None:
             number, outcome = changed
@@ -306,16 +307,24 @@ class Recorded:
 
     def _needed(self) -> tuple[tuple[int, int], ...]:
         """Return stretches of cells that outputs and decisions are among."""
-        cells = [output.flat_cells() for output in self._outputs if output.cells is not None]
-        cells.append(np.asarray(self.decisions.cells(), np.int64))
-        return tuple([(int(some.min()), int(some.max())) for some in cells if some.size])
+        needed = [
+            execute.stretch(output.cells, output.size)
+            for output in self._outputs
+            if output.cells is not None and output.size
+        ]
+        decisive = self.decisions.cells()
+        if decisive.size:
+            needed.append(execute.stretch(decisive, decisive.size))
+        return tuple(needed)
 
     def _read(self) -> Any:
-        for output in self._outputs:
-            if output.cells is not None and not execute.has_values(
-                self.tape, output.cells, output.size
-            ):
-                execute.evaluate(self.tape)
+        if self.tape.sparse is not None:
+            for output in self._outputs:
+                known = output.cells is None or execute.has_values(
+                    self.tape, output.cells, output.size
+                )
+                if not known:
+                    execute.evaluate(self.tape)
         v = self.tape.arena.v.array
         return trees.unflatten(self._out_tree, [output.read(v) for output in self._outputs])
 
@@ -340,11 +349,12 @@ class Recorded:
         column = take_adjoints(tape.flushed_cell)
         clean = False
         try:
-            swept = self._reverse_by_regions(seeds, column.array)
-            if swept is not None:
-                clean = True
-                return swept
-            execute.evaluate(tape)
+            if execute.by_regions(tape):
+                swept = self._reverse_by_regions(seeds, column.array)
+                if swept is not None:
+                    clean = True
+                    return swept
+                execute.evaluate(tape)
             for output, cotangent in seeds:
                 output.seed(cotangent, column.array)
             execute.reverse(tape, column.array, tape.flushed_cell, loops=True)

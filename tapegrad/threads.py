@@ -8,12 +8,11 @@ added up in their order.
 
 from __future__ import annotations
 
-import itertools
 import operator
 import os
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from .lowering import Lowered
 from .region import Region
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _ALIGNED = 128
 SMALL_EXTRA = 1 << 20
@@ -51,13 +50,19 @@ class _Pool:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
 
-    def helpers(self) -> ThreadPoolExecutor:
+    def start(self, work: Callable[[], None], most: int) -> list[Future[None]]:
+        """Let helpers begin to work, `most` at most; there may be none."""
         with self.lock:
+            if self.size == 1:
+                return []
             if self.executor is None:
                 from concurrent.futures import ThreadPoolExecutor  # some milliseconds
 
                 self.executor = ThreadPoolExecutor(self.size - 1, "tapegrad")
-            return self.executor
+            try:
+                return [self.executor.submit(work) for _ in range(min(self.size - 1, most))]
+            except RuntimeError:  # the interpreter is about to end, and starts no more threads
+                return []
 
     def resize(self, size: int) -> None:
         with self.lock:
@@ -190,24 +195,28 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     table.extend([at + offset for offset in lowered.extras])
     words, buffers = lowered.address, table.buffer_info()[0]
     chunks = lowered.chunks
-    threads = _pool.size
-    if threads == 1 or chunks == 1 or lowered.work < WORTH:
-        run(words, buffers, 0, chunks, 1, _scratch.address(lowered.scratch), blocks)
+    scratch = _scratch.address(lowered.scratch)
+    if lowered.work < WORTH or chunks == 1:
+        run(words, buffers, 0, chunks, 1, scratch, blocks)
         return
-    queue = itertools.count()
+    queue = iter(range(0, chunks))
+    failed: list[BaseException] = []
 
     def work() -> None:
-        scratch = _scratch.address(lowered.scratch)
-        for c in queue:
-            if c >= chunks:
+        own = _scratch.address(lowered.scratch)
+        for c in queue:  # one thread gets each: taking the next is atomic
+            if failed:
                 return
-            run(words, buffers, c, c + 1, 0, scratch, blocks)
+            run(words, buffers, c, c + 1, 0, own, blocks)
 
-    run(words, buffers, 0, 0, 2, 0, blocks)
-    helpers = [_pool.helpers().submit(work) for _ in range(min(threads, chunks) - 1)]
+    run(words, buffers, 0, 0, 2, scratch, blocks)
+    helpers = _pool.start(work, chunks - 1)
     try:
         work()
+    except BaseException as error:  # Ctrl-C, seen between two chunks
+        failed.append(error)
+        raise
     finally:
         for helper in helpers:
             helper.result()
-    run(words, buffers, 0, 0, 4, 0, blocks)
+    run(words, buffers, 0, 0, 4, scratch, blocks)

@@ -1,6 +1,7 @@
 """What several workloads need of one system: compilers, versions, generated code."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import time
@@ -75,6 +76,7 @@ def compile_tapes(system: str) -> ctypes.CDLL:
 def tape_case(system: str, workload: str, point: Any, steps: int) -> tuple[Any, dict[str, float]]:
     """Return a call of a gradient on a recorded tape of C++, and the seconds of recording."""
     library = compile_tapes(system)
+    os.chdir(BUILD)  # ADOL-C writes long tapes to files where it is
     x = np.ascontiguousarray(point, np.float64)
     gradient = np.empty_like(x)
     place, result = (ctypes.c_void_p(array.ctypes.data) for array in (x, gradient))
