@@ -79,13 +79,13 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
             i += one  # LANES and HOST are run by others.
             break
         c -= one
+        p = np.uint64(a[i])
+        q = np.uint64(b[i])
         w = received if c == last else g[c]
         g[c] = 0.0
         o *= np.uint8(w != 0.0 or strict)  # one branch for both, which is quicker than two
         if o < {first}:
             continue
-        p = np.uint64(a[i])
-        q = np.uint64(b[i])
         s = v[p]
 {cases}
         else:
