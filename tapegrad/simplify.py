@@ -20,6 +20,13 @@ from .window import Window
 COMPILED_FROM = 50_000
 """Instructions from which on such code is compiled; below, Python takes less than loading it."""
 
+LONG_ARRAYS, MANY_CELLS = 64, 50_000
+"""Cells an instruction, on average, and cells in all, beyond which a tape is left as it is.
+
+The passes look at each cell, and could take off a few instructions of many lanes: simplifying a
+Black-Scholes program of 1e6 options took 15 times as long as recording it.
+"""
+
 _NUMBA_KERNELS = "tapegrad.kernels.cpu.scalar"  # loaded: compiled passes cost little more
 
 
@@ -40,9 +47,11 @@ def simplify(
     -------
     ndarray or None
         By old cell, the new one; None where nothing was changed, because the tape holds host
-        instructions that the passes know nothing of.
+        instructions that the passes know nothing of, or long arrays.
     """
-    if tape.n == 0 or not all(type(call) is HostCall for call in tape.hosts):
+    if tape.n == 0 or tape.flushed_cell > LONG_ARRAYS * tape.n + MANY_CELLS:
+        return None
+    if not all(type(call) is HostCall for call in tape.hosts):
         return None
     n, cells = tape.n, tape.flushed_cell
     arena = tape.arena

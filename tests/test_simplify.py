@@ -155,3 +155,17 @@ def test_random_programs_are_what_they_were(steps, point):
     scale = 1.0 + np.abs(expected).max()
     np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-13 * scale)
     assert len(program) <= 1 + 4 * len(steps) + 8
+
+
+def test_programs_of_long_arrays_are_left_as_they_are():
+    def f(x):
+        unused = np.sin(x)
+        assert unused.shape == x.shape
+        return np.sum(np.exp(x) * np.exp(x))
+
+    small, large = np.linspace(0.0, 1.0, 10), np.linspace(0.0, 1.0, 30_000)
+    assert len(tg.record(f, small)) < len(tg.record(f, large))
+    value, gradient = tg.record(f, large).value_and_grad(large)
+    expected, slopes = tg.value_and_grad(f)(large)
+    assert value == expected
+    np.testing.assert_array_equal(gradient, slopes)
