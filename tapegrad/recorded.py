@@ -272,6 +272,8 @@ class Recorded:
 
     def _check_static(self, leaves: Sequence[Any]) -> None:
         """Raise unless the arguments that are no inputs are what they were."""
+        if None not in self._inputs:
+            return
         for leaf, static, known in zip(leaves, self._static, self._inputs, strict=True):
             if known is None and not same_static(leaf, static):
                 raise ValueError(
@@ -342,10 +344,14 @@ class Recorded:
         ready = execute.ready_sweeps(tape)
         if ready is not None:
             execute.evaluate(tape)
-            for output, cotangent in seeds:
-                output.seed(cotangent, ready.g)
-            ready.reverse()
-            return self._adjoints(ready.g)
+            try:
+                for output, cotangent in seeds:
+                    output.seed(cotangent, ready.g)
+                ready.reverse()
+                return self._adjoints(ready.g)
+            except BaseException:  # Ctrl-C: the next sweep starts from zeros again
+                ready.g[:] = 0.0
+                raise
         column = take_adjoints(tape.flushed_cell)
         clean = False
         try:

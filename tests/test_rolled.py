@@ -210,3 +210,24 @@ def test_loops_that_look_the_same_share_code():
 
     one, two = tg.record(f, 0.2).compile().tape.replays.rolled.bodies
     assert one._forward is two._forward
+
+
+def test_an_interrupted_sweep_leaves_nothing_behind():
+    def f(x):
+        for _ in range(60):
+            x = x - 0.01 * x * x
+        return x * x
+
+    program = tg.record(f, 1.0).compile()
+    expected = program.value_and_grad(1.5)
+    ready = program.tape.replays.ready
+    calls = list(ready._reverse)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    ready._reverse[-1:] = [interrupt]
+    with pytest.raises(KeyboardInterrupt):
+        program.value_and_grad(1.5)
+    ready._reverse[:] = calls
+    assert program.value_and_grad(1.5) == expected
