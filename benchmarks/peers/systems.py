@@ -79,7 +79,8 @@ def tape_case(system: str, workload: str, point: Any, steps: int) -> tuple[Any, 
     os.chdir(BUILD)  # ADOL-C writes long tapes to files where it is
     x = np.ascontiguousarray(point, np.float64)
     gradient = np.empty_like(x)
-    place, result = (ctypes.c_void_p(array.ctypes.data) for array in (x, gradient))
+    numbers = ctypes.POINTER(ctypes.c_double)
+    place, result = (array.ctypes.data_as(numbers) for array in (x, gradient))  # keep the arrays
     n = ctypes.c_long(x.size)
     start = time.perf_counter()
     getattr(library, f"record_{workload}")(place, ctypes.c_long(steps))
