@@ -181,6 +181,31 @@ def remap(op, a, b, kinds, d, to):
             b[i] = to[b[i]]
 
 
+def move_together(first, sizes, live, moved):
+    """Number the cells of live instructions one after the other.
+
+    Parameters
+    ----------
+    first, sizes
+        By instruction: its first cell, and how many it has.
+    moved
+        By old cell: the new one; filled in, and left as it is for cells of dead instructions.
+
+    Returns
+    -------
+    int
+        How many cells there are.
+    """
+    count = 0
+    for i in range(len(first)):
+        if live[i] != 0:
+            cell = first[i]
+            for j in range(sizes[i]):
+                moved[cell + j] = count + j
+            count += sizes[i]
+    return count
+
+
 def sort_keys(op, a, b, first, kinds, levels, keys):
     """Give each instruction a key to sort by: its level, and its opcode.
 

@@ -20,7 +20,7 @@ from .window import Window
 COMPILED_FROM = 50_000
 """Instructions from which on such code is compiled; below, Python takes less than loading it."""
 
-LONG_ARRAYS, MANY_CELLS = 64, 50_000
+LONG_ARRAYS, MANY_CELLS = 64, 4_000_000
 """Cells an instruction, on average, and cells in all, beyond which a tape is left as it is.
 
 The passes look at each cell, and could take off a few instructions of many lanes: simplifying a
@@ -106,10 +106,8 @@ def simplify(
 
     # What remains moves together.
     keep = live.astype(bool)
-    new_first = np.zeros(n, np.int64)
-    new_first[keep] = np.concatenate(([0], np.cumsum(sizes[keep])[:-1]))
-    shift = (first - new_first)[owner]
-    moved = np.where(keep[owner], np.arange(cells) - shift, 0)
+    moved = np.zeros(cells, np.int64)
+    run.move_together(first, sizes, live, moved)
     op, a, b = op[keep], a[keep], b[keep]
     run.remap(op, a, b, kinds, d, moved)
     x = moved[x]

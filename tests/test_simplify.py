@@ -157,7 +157,9 @@ def test_random_programs_are_what_they_were(steps, point):
     assert len(program) <= 1 + 4 * len(steps) + 8
 
 
-def test_programs_of_long_arrays_are_left_as_they_are():
+def test_programs_of_long_arrays_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(module, "MANY_CELLS", 50_000)
+
     def f(x):
         unused = np.sin(x)
         assert unused.shape == x.shape
