@@ -175,10 +175,9 @@ def sparse_matrices(effort: Effort) -> Figures:
             print(f"{peer} is not measured: {found.absent[peer]}", file=sys.stderr)
         ratio = math.nan if row is None else row.ratio
         yield Figure(f"w6, time of {peer} over ours", ratio, "x", at_least=bound)
-    # Caches that are left behind on the way pull exponents above 1.
     each, preparing = isolated(sparse_growth, effort.rounds)
-    yield Figure("w6, exponent in n, 3e4 to 3e5", each, "", at_most=1.25)
-    yield Figure("w6, preparing, exponent in n", preparing, "", at_most=1.25)
+    yield Figure("w6, exponent in n, 3e4 to 3e5", each, "", at_most=1.1)
+    yield Figure("w6, preparing, exponent in n", preparing, "", at_most=1.1)
 
 
 def cold_starts(effort: Effort) -> Figures:
