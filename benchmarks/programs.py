@@ -5,7 +5,8 @@ import time
 import numpy as np
 
 import tapegrad as tg
-from tapegrad import execute, gradients
+from tapegrad import execute
+from tapegrad.programs import gradients
 
 from .measuring import cpu_time
 from .peers.case import Options

@@ -61,7 +61,7 @@ def swept_hessian(
     f: Callable[[Any], Any], x: NDArray[np.float64]
 ) -> tuple[Callable[[NDArray[np.float64]], Any], dict[str, float]]:
     """Return `tg.sparse_hessian(f)` made to sweep, and seconds for its structure and colouring."""
-    sparsity: Any = importlib.import_module("tapegrad.sparsity")
+    sparsity: Any = importlib.import_module("tapegrad.sparse.sparsity")
     hessian: Any = tg.sparse_hessian(f)
     with mock.patch.object(sparsity, "_may_derive", return_value=False):
         start = time.perf_counter()
@@ -80,7 +80,7 @@ def swept_hessian(
 
 def prepared(derivative: Any, x: NDArray[np.float64], derive: bool) -> Callable[[], object]:
     """Return what prepares the recording of a sparse derivative anew, one way or the other."""
-    sparsity: Any = importlib.import_module("tapegrad.sparsity")
+    sparsity: Any = importlib.import_module("tapegrad.sparse.sparsity")
 
     def prepare() -> object:
         with mock.patch.object(sparsity, "_may_derive", return_value=derive):

@@ -5,9 +5,9 @@ import time
 import numpy as np
 
 import tapegrad as tg
-from tapegrad import threads
-from tapegrad.plan import Plan
-from tapegrad.region import RegionBuilder
+from tapegrad.regions import threads
+from tapegrad.regions.plan import Plan
+from tapegrad.regions.region import RegionBuilder
 
 from .measuring import cpu_median
 from .peers import w3, w3bs

@@ -1,7 +1,7 @@
 """What the executor of regions is handed: a region as a run of 64-bit words.
 
-`tapegrad.lowering` writes them and `kernels/cpu/regions.py` reads them; the generator puts the
-numbers of this file into that module. A position in the words is called a word, the address of
+`tapegrad.regions.lowering` writes them and `kernels/cpu/regions.py` reads them; the generator puts
+the numbers of this file into that module. A position in the words is called a word, the address of
 something in memory an address.
 """
 

@@ -9,13 +9,14 @@ array([0.        , 1.38177329])
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from . import special
+
 # `functions` and `view` register NumPy's functions, and what results are made of.
-from . import functions, special, view
-from .array import Array
-from .checkpoint import checkpoint
-from .creation import array, constant, full, no_grad, ones, stop_gradient, zeros
-from .custom import custom_jvp, custom_vjp
-from .derivatives import grad, jacobian, value_and_grad, vjp
+from .arrays import functions, view
+from .arrays.array import Array
+from .arrays.creation import array, constant, full, no_grad, ones, stop_gradient, zeros
+from .batches.vmap import vmap
+from .checkpointing.checkpoint import checkpoint
 from .errors import (
     ControlFlowChanged,
     DeviceLostError,
@@ -31,19 +32,20 @@ from .errors import (
     ThreadError,
 )
 from .execute import executor
-from .function import function
-from .higher import hessian, hvp, jvp, linearize
-from .program import Program
-from .program import record_program as record
+from .programs.function import function
+from .programs.program import Program
+from .programs.program import record_program as record
 from .progress import progress
-from .threads import get_num_threads, set_num_threads
-from .vmap import vmap
+from .regions.threads import get_num_threads, set_num_threads
+from .transforms.custom import custom_jvp, custom_vjp
+from .transforms.derivatives import grad, jacobian, value_and_grad, vjp
+from .transforms.higher import hessian, hvp, jvp, linearize
 
 if _TYPE_CHECKING:
-    from .checking import GradientCheck, check_gradients
-    from .files import load
-    from .loops import LoopPlan, checkpoint_loop
-    from .sparsity import sparse_hessian, sparse_jacobian
+    from .checkpointing.loops import LoopPlan, checkpoint_loop
+    from .programs.files import load
+    from .sparse.sparsity import sparse_hessian, sparse_jacobian
+    from .transforms.checking import GradientCheck, check_gradients
 
 __version__ = "0.1.0.dev0"
 
@@ -101,13 +103,13 @@ __all__ = [
 
 # Modules that not every script needs are loaded when it asks for one of these.
 _LATER = {
-    "GradientCheck": "checking",
-    "LoopPlan": "loops",
-    "check_gradients": "checking",
-    "checkpoint_loop": "loops",
-    "load": "files",
-    "sparse_hessian": "sparsity",
-    "sparse_jacobian": "sparsity",
+    "GradientCheck": "transforms.checking",
+    "LoopPlan": "checkpointing.loops",
+    "check_gradients": "transforms.checking",
+    "checkpoint_loop": "checkpointing.loops",
+    "load": "programs.files",
+    "sparse_hessian": "sparse.sparsity",
+    "sparse_jacobian": "sparse.sparsity",
 }
 
 

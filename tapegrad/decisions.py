@@ -21,8 +21,8 @@ from . import trees
 from .errors import ControlFlowChanged, caller
 from .host import HostOperand
 from .pool import Pool
+from .programs.simplify import anchors, moved_operand
 from .recording import cells_of
-from .simplify import anchors, moved_operand
 from .storage import Floats, Tracked, TrackedArray, TrackedScalar
 from .tape import Tape
 

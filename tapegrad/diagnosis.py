@@ -14,13 +14,13 @@ from typing import Any, cast
 import numpy as np
 
 from . import execute
-from .differences import central, one_sided
 from .host import HostCall
 from .kernels import reference, rules
 from .kernels.opcodes import BINARY_KX, BINARY_XK, HOST, INPUT, KINDS, LANES, ROW_OF, TERNARY, UNARY
 from .reach import FLOWS
 from .storage import Floats
 from .tape import Tape
+from .transforms.differences import central, one_sided
 
 _SURE = 1e-9  # relative error of a value, or of a partial known exactly, that is a fault
 _COARSE = 1e-5  # the same for a partial known by differences

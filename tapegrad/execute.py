@@ -6,9 +6,9 @@ which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which t
 work done so far would have paid for the loading, the compiled kernels take over, if need be in the
 middle of a sweep: both read and write the same arenas.
 
-Array instructions of a tape of some size run in regions (`tapegrad.plan`), many at a time: their
-values are stored only where something needs them, and `evaluate` computes them again where somebody
-looks.  Small tapes, whose plan would cost more than it saves, run them one by one.
+Array instructions of a tape of some size run in regions (`tapegrad.regions.plan`), many at a time:
+their values are stored only where something needs them, and `evaluate` computes them again where
+somebody looks.  Small tapes, whose plan would cost more than it saves, run them one by one.
 
 A sweep returns to Python every few million instructions, which is where Ctrl-C is noticed.  It is
 also resumable: what is evaluated stays evaluated.
@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import results
 from .kernels import reference
 from .kernels.opcodes import HOST, LANES
-from .plan import HOST_CALL, SCALARS, Plan, Step, plan_of
-from .threads import run_addresses
+from .regions import results
+from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
+from .regions.threads import run_addresses
 
 if TYPE_CHECKING:
-    from .rolled import ReadySweeps, Rolled
+    from .programs.rolled import ReadySweeps, Rolled
     from .storage import Floats
     from .tape import Import, Tape
 

@@ -1,7 +1,7 @@
 """Recording one operation on any mixture of operands: dtypes, shapes, constants, broadcasting.
 
 This is the general way.  Operators between scalars of the current tape take a short cut in
-`tapegrad.array` and never come here.
+`tapegrad.arrays.array` and never come here.
 """
 
 from __future__ import annotations

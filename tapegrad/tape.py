@@ -25,12 +25,12 @@ from . import execute
 from .arena import Arena, CompactArena
 from .errors import EnclosedError, ReleasedTapeError, ThreadError, at_caller, caller
 from .kernels.opcodes import CONST, HOST, INPUT, LANES
-from .plan import Plan
 from .pool import Pool
+from .regions.plan import Plan
 from .storage import Cells, Leaf, Storage, TrackedScalar
 
 if TYPE_CHECKING:
-    from .rolled import Replays
+    from .programs.rolled import Replays
 
 BLOCK = 1 << 12  # instructions that wait in the Python list before they are packed
 # A recorder starts a new tape beyond this many instructions or cells, so that what no live array

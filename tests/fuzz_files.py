@@ -1,7 +1,7 @@
 """Mutated program files: each is refused by name, or is a program that runs.
 
 ``python tests/fuzz_files.py 100000`` loads that many (add a seed, and ``compiled`` for the compiled
-executor, which indexes without checks); `tests/test_files.py` loads some hundreds.
+executor, which indexes without checks); `tests/programs/test_files.py` loads some hundreds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 
 import tapegrad as tg
-from tapegrad import files
+from tapegrad.programs import files
 
 MAX_CELLS = 4096
 """Few, so that a mutated size cannot make a run long; the originals have some hundred."""

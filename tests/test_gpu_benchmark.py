@@ -14,8 +14,8 @@ import numpy as np
 import tapegrad as tg
 from benchmarks.gpu.run import disagreement, expected, tapegrad
 from benchmarks.gpu.workloads import WORKLOADS, NumPy
-from tapegrad.device import device
-from tapegrad.launch import Sizes
+from tapegrad.devices.device import device
+from tapegrad.devices.launch import Sizes
 
 gpu = device()
 gpu.sizes = Sizes(block=2, threads=4)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import tapegrad as tg
-from tapegrad.device import Device, device
+from tapegrad.devices.device import Device, device
 
 from .workloads import WORKLOADS, Workload
 

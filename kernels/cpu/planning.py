@@ -1,8 +1,9 @@
 """Finding regions in the columns of a tape, and writing their programs.
 
 `partition` cuts stretches of array instructions into regions. `write` turns one into a program of
-`tapegrad.region`: the values, and where adjoints are wanted, behind them the adjoints, from the
-programs of `kernels/adjoints.py`. `tapegrad.plan` calls both and explains what surrounds them.
+`tapegrad.regions.region`: the values, and where adjoints are wanted, behind them the adjoints, from
+the programs of `kernels/adjoints.py`. `tapegrad.regions.plan` calls both and explains what
+surrounds them.
 
 Instructions are counted from the first of the stretch, and `first` has the first cell of each. A
 sum is a HOST instruction with a descriptor in `h`: as that of an array instruction with one
@@ -43,7 +44,7 @@ VALUES, POOL, ADJOINTS, INDICES, IMPORTS = 0, 1, 2, 3, 4
 """Buffers: cells, constants, adjoints, indices; then values and adjoints of one import each."""
 
 AXES = 6  # that a region has at most
-WINDOW = 6  # words of a window before its strides, as in tapegrad/region.py
+WINDOW = 6  # words of a window before its strides, as in tapegrad/regions/region.py
 NONE = 1 << 40
 BY_REGIONS, BY_OTHERS = 1, 2
 STORE_ALL, STORE_OUTSIDE, REVERSE = 1, 2, 4

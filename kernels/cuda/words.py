@@ -1,8 +1,9 @@
 """What CUDA kernels are handed: a region, and the passes around it, as runs of 64-bit words.
 
-`tapegrad.launch` writes them; the kernels of this folder read them. Places count elements from one
-origin, the lowest of the addresses that a launch touches, so that a kernel sees one memory whatever
-arrays it is made of. Places of index arrays count elements of the region's own copy of them.
+`tapegrad.devices.launch` writes them; the kernels of this folder read them. Places count elements
+from one origin, the lowest of the addresses that a launch touches, so that a kernel sees one memory
+whatever arrays it is made of. Places of index arrays count elements of the region's own copy of
+them.
 """
 
 from __future__ import annotations

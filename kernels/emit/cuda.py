@@ -302,7 +302,7 @@ class Straight(NamedTuple):
     real : str
         The type of the numbers.
     code : tuple of tuple of int
-        Instructions, as those of `tapegrad.region.Region`.
+        Instructions, as those of `tapegrad.regions.region.Region`.
     constants : tuple of str
         The numbers of the first rows, as `float.hex` writes them: it tells the zeros apart.
     inputs, outputs : tuple of (row, kind, gathered, strides)

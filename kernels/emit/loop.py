@@ -1,7 +1,8 @@
 """Emits a loop of one program as straight source: its body once, operands in local variables.
 
 The statements are the ones of the scalar interpreters, case by case; only where operands come from
-differs.  The source is compiled while a program runs (`tapegrad.rolled`), and is not committed.
+differs.  The source is compiled while a program runs (`tapegrad.programs.rolled`), and is not
+committed.
 """
 
 from __future__ import annotations

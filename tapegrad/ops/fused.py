@@ -1,4 +1,4 @@
-"""Two operations in one: what batches are made of after `tapegrad.fusing`.
+"""Two operations in one: what batches are made of after `tapegrad.regions.fusing`.
 
 They round as the two operations do. Where lanes are in the cache, storing a result costs as much as
 computing it, so that an intermediate result that is not stored saves half.

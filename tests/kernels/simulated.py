@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegrad import device as devices
-from tapegrad.device import Device
+from tapegrad.devices import device as devices
+from tapegrad.devices.device import Device
+from tapegrad.devices.launch import Launch, Sizes
 from tapegrad.errors import DeviceLostError, MixedDevicesError
 from tapegrad.kernels.cuda import driver, float32, float64
 from tapegrad.kernels.opcodes import FIRST_ROW, ROW_OF
-from tapegrad.launch import Launch, Sizes
 from tapegrad.ops import TABLE
-from tapegrad.region import BUFFER, INDEX, Region, RegionBuilder, run_reference
+from tapegrad.regions.region import BUFFER, INDEX, Region, RegionBuilder, run_reference
 
 # NumPy's numbers stand for those of a GPU, and warn where that answers nan.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

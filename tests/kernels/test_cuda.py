@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tapegrad.device import Device, device
+from tapegrad.devices.device import Device, device
+from tapegrad.devices.launch import Sizes
 from tapegrad.kernels.opcodes import FIRST_ROW, ROW_OF
-from tapegrad.launch import Sizes
 from tapegrad.ops import TABLE
-from tapegrad.region import Region, RegionBuilder, run_reference
+from tapegrad.regions.region import Region, RegionBuilder, run_reference
 
 HERE = Path(__file__).parent
 BASIC = [n for n in range(FIRST_ROW, len(ROW_OF)) if ROW_OF[n - 1] != ROW_OF[n]]

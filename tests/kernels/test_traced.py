@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tapegrad.adjoint import call, choose
 from tapegrad.kernels.opcodes import NONDIFF, ROWS
 from tapegrad.kernels.rules import CONTRIBUTIONS as NUMERIC
 from tapegrad.kernels.rules import FORWARD
 from tapegrad.kernels.traced import CONTRIBUTIONS, FLOWS
 from tapegrad.ops import TABLE
 from tapegrad.ops.row import Integer, Zero
+from tapegrad.transforms.adjoint import call, choose
 
 CASES = [
     pytest.param(name, point, id=f"{name}{point}")

@@ -1,0 +1,1 @@
+"""What users hold: tracked arrays and numbers, and NumPy's protocols for them."""

@@ -1,0 +1,1 @@
+"""One program over many samples: `program.map` and `vmap`."""

@@ -1,0 +1,1 @@
+"""Recomputing instead of storing: `checkpoint` and `checkpoint_loop`."""

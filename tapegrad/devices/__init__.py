@@ -1,0 +1,1 @@
+"""Regions and batches on a CUDA device."""

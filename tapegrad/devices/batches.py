@@ -1,0 +1,328 @@
+"""Programs on a CUDA device: batches of samples, as `tapegrad.batches.runs` runs them on the CPU.
+
+The regions are those of `tapegrad.batches.lanes`. Arrays on the device are read where they lie, and
+results stay there; arrays of the host are copied over in parts, and results come back to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import trees
+from ..batches.lanes import Lanes
+from ..batches.runs import Task
+from ..batches.samples import axes_of_arguments
+from ..errors import at_caller
+from ..programs.ports import argument_name
+from ..programs.program import Program
+from ..storage import Tracked
+from .device import Device, DeviceArray, device, in_parts
+
+PART = 1 << 22
+"""Samples that are copied to the device at a time, at most."""
+
+
+def device_named(where: Any, stream: Any = None) -> Device:
+    """Return the device that ``"cuda"``, ``"cuda:1"`` or a `Device` means."""
+    if isinstance(where, Device):
+        return where
+    kind, _, number = str(where).partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(
+            f'a program goes to "cpu", "cuda" or a numbered device such as "cuda:1", not '
+            f"{where!r}{at_caller()}"
+        )
+    return device(int(number or 0), stream)
+
+
+class DeviceProgram:
+    """A program on a CUDA device; `Program.to` makes it.
+
+    Attributes
+    ----------
+    program : Program
+    device : Device
+    map : DeviceMap
+        The program over many samples.
+    """
+
+    def __init__(self, program: Program, device: Device) -> None:
+        self.program, self.device = program, device
+        self.map = DeviceMap(program, device)
+
+    def __repr__(self) -> str:
+        return f"{self.program!r} on {self.device}"
+
+
+class DeviceMap:
+    """`DeviceProgram.map`: the program run over many samples on a device."""
+
+    def __init__(self, program: Program, device: Device) -> None:
+        self._program, self._device = program, device
+
+    def __call__(self, *args: Any, in_axes: Any = 0, **kwargs: Any) -> Any:
+        """Return the values of many samples.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The program's arguments, as `Program.map` takes them: arrays of the host, or arrays on
+            the device of any library that has ``__cuda_array_interface__`` or DLPack. An array on
+            the device has its samples along the first axis, and is float64 or float32, all alike.
+        in_axes : int, None or tuple, optional
+            Where the axis of samples is; see `Program.map`.
+
+        Returns
+        -------
+        DeviceArray, or structure of DeviceArray
+            In the dtype of the arguments, if one of them is on the device. The device may still be
+            computing it: other libraries that take it, and its ``numpy()``, wait.
+        ndarray, or structure of ndarray
+            If all arguments are on the host.
+
+        Raises
+        ------
+        NotImplementedError
+            If the program has operations, such as ``np.linalg.solve``, that no region runs.
+        MixedDevicesError
+            If an array is on another device.
+        ValueError
+            For a ragged batch, one of no samples, or a wrong `in_axes`.
+        MemoryError
+            If results do not fit into the device's memory.
+        """
+        return self._run(Task("value"), args, kwargs, in_axes)
+
+    def value_and_grad(self, *args: Any, argnums: int | Sequence[int] = 0, **options: Any) -> Any:
+        """Return values and gradients of many samples."""
+        return self._of("value_and_grad", argnums, args, options)
+
+    def grad(self, *args: Any, argnums: int | Sequence[int] = 0, **options: Any) -> Any:
+        """Return gradients of many samples."""
+        return self._of("grad", argnums, args, options)
+
+    def jacobian(self, *args: Any, argnums: int | Sequence[int] = 0, **options: Any) -> Any:
+        """Return Jacobians of many samples."""
+        return self._of("jacobian", argnums, args, options)
+
+    def hessian(self, *args: Any, argnums: int = 0, **options: Any) -> Any:
+        """Return Hessians of many samples."""
+        return self._of("hessian", argnums, args, options)
+
+    def hvp(self, *args: Any, argnums: int = 0, **options: Any) -> Any:
+        """Return products of Hessians and vectors, the last argument."""
+        return self._of("hvp", argnums, args, options)
+
+    def _of(self, name: str, argnums: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        in_axes = options.pop("in_axes", 0)
+        return self._run(Task(name, argnums), args, options, in_axes)
+
+    def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
+        lanes = task.lanes(self._program)
+        if lanes is None:
+            raise NotImplementedError(
+                "a device runs elementwise operations, sums, products of small matrices, minima "
+                f"and maxima; this program has others, or is too long for a device: use the "
+                f"program on the CPU, program.map(...){at_caller()}"
+            )
+        batch = _Batch(self._device, self._program, task, lanes, args, kwargs, in_axes)
+        return trees.unflatten(lanes.tree, batch.run())
+
+
+class _Batch:
+    """One run over samples on a device.
+
+    Parameters
+    ----------
+    lanes : Lanes
+        What computes the task.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        program: Program,
+        task: Task,
+        lanes: Lanes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        in_axes: Any,
+    ) -> None:
+        self.device, self.program, self.task, self.lanes = device, program, task, lanes
+        found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
+        axes = axes_of_arguments(in_axes, self.tree)
+        self.names = [argument_name(path) for path in trees.paths(self.tree)]
+        self.axes = [
+            None if axis is None or _is_shared(x) else axis
+            for x, axis in zip(found, axes, strict=True)
+        ]
+        self.parts = [
+            self._leading(x, axis, name)
+            for x, axis, name in zip(found, self.axes, self.names, strict=True)
+        ]
+        self._expect(found)
+        self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
+        self.n = self._common_length()
+        self.real = self._common_dtype()
+
+    def _leading(self, x: Any, axis: int | None, name: str) -> Any:
+        """Return an argument with its samples in front: a device array, or one of the host."""
+        if axis is not None and not -np.ndim(x) <= axis < np.ndim(x):
+            raise ValueError(
+                f"{name} has {np.ndim(x)} axes, but in_axes says that samples lie along axis "
+                f"{axis}; give in_axes=None for what all samples share{at_caller()}"
+            )
+        if isinstance(x, Tracked):
+            raise TypeError(f"{name} is a tracked value; map takes plain arrays{at_caller()}")
+        if isinstance(x, (np.ndarray, np.generic, list, float)):
+            host = np.asarray(x, np.float64) if isinstance(x, (list, float)) else np.asarray(x)
+            return host if axis is None else np.moveaxis(host, axis, 0)
+        if not hasattr(x, "__cuda_array_interface__") and not hasattr(x, "__dlpack__"):
+            return x  # something that is no number, which all samples share
+        shown = self.device.view(x)
+        if axis is not None and axis % len(shown.shape):
+            raise ValueError(
+                f"{name} is on the device, where samples lie along the first axis: make a "
+                f"contiguous copy with them there{at_caller()}"
+            )
+        return shown
+
+    def _expect(self, found: list[Any]) -> None:
+        """Raise unless arguments fit the program; those that have samples by a sample's shape."""
+        program = self.lanes.program
+        args, kwargs = program.example()
+        known, tree = trees.flatten((args, kwargs), trees.is_numeric_list)
+        if tree != self.tree:
+            program.check_arguments(*trees.unflatten(self.tree, found))  # says what is wrong
+        merged = list(found)
+        for i, shape in zip(self.lanes.numbers, self.lanes.input_shapes, strict=True):
+            merged[i] = known[i]
+            mapped = self.axes[i] is not None
+            own = tuple(np.shape(self.parts[i]) if not mapped else self.parts[i].shape[1:])
+            if own != tuple(shape):
+                raise ValueError(
+                    f"{self.names[i]} has samples of shape {own}, and the program was recorded "
+                    f"with {tuple(shape)}{at_caller()}"
+                )
+        args, kwargs = trees.unflatten(self.tree, merged)
+        program.check_arguments(tuple(args), kwargs)
+
+    def _common_length(self) -> int:
+        lengths = {
+            name: int(part.shape[0])
+            for name, part, axis in zip(self.names, self.parts, self.axes, strict=True)
+            if axis is not None
+        }
+        if not lengths:
+            raise ValueError(f"no argument has an axis of samples{at_caller()}")
+        (first, n), *others = lengths.items()
+        for name, other in others:
+            if other != n:
+                raise ValueError(
+                    f"a ragged batch: {first} has {n} samples and {name} has {other}; give "
+                    f"in_axes=None for what all samples share{at_caller()}"
+                )
+        if not n:
+            raise ValueError(f"a batch of no samples: {first} has none{at_caller()}")
+        return n
+
+    def _common_dtype(self) -> np.dtype[Any]:
+        parts = [self.parts[i] for i in self.lanes.numbers]
+        found = {part.dtype for part in parts if isinstance(part, DeviceArray)}
+        if len(found) > 1 or any(dtype.kind != "f" for dtype in found):
+            raise TypeError(
+                f"arrays on the device are float64 or float32, all alike, not "
+                f"{' and '.join(sorted(map(str, found)))}{at_caller()}"
+            )
+        return found.pop() if found else np.dtype(np.float64)
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def run(self) -> list[Any]:
+        """Return the parts of the result."""
+        lanes = self.lanes
+        if self.on_device:
+            results, agree = self._compute(0, self.n)
+            if agree is not None:
+                self._elsewhere(results, np.flatnonzero(~agree))
+            return results
+        found = [np.empty((self.n, *shape), self.real) for shape in lanes.shapes]
+        agreement = np.ones(self.n, np.bool_)
+
+        def part(start: int, stop: int) -> None:
+            results, agree = self._compute(start, stop)
+            for target, result in zip(found, results, strict=True):
+                target[start:stop] = result.numpy()
+            if agree is not None:
+                agreement[start:stop] = agree
+
+        in_parts(self.n, part, PART)
+        if not agreement.all():
+            self._elsewhere(found, np.flatnonzero(~agreement))
+        return found
+
+    def _compute(self, start: int, stop: int) -> tuple[list[DeviceArray], Any]:
+        """Compute some samples: the results, and which samples took the way; None for all."""
+        lanes, device, m = self.lanes, self.device, stop - start
+        buffers: list[DeviceArray] = []
+        layout: list[tuple[int, ...]] = []
+        for i, shape in zip(lanes.numbers, lanes.input_shapes, strict=True):
+            part, mapped = self.parts[i], self.axes[i] is not None
+            if not isinstance(part, DeviceArray):
+                part = device.put(np.asarray(part[start:stop] if mapped else part, self.real))
+            steps = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+            buffers.append(part.reshape(part.size))
+            layout.append((prod(shape) if mapped else 0, *steps))
+        results: list[DeviceArray] = []
+        strides: list[int] = []
+        for shape, constant in zip(lanes.shapes, lanes.constants, strict=True):
+            if constant is not None:
+                full = np.broadcast_to(np.asarray(constant, self.real), (m, *shape))
+                results.append(device.put(full))
+                continue
+            result = device.empty((m, *shape), self.real)
+            results.append(result)
+            buffers += [result.after(j) for j in range(prod(shape))]
+            strides += [prod(shape)] * prod(shape)
+        agreement = device.empty(m, self.real) if lanes.decided else None
+        if agreement is not None:
+            buffers.append(agreement)
+            strides.append(1)
+        if strides:
+            device.run(lanes.region(m, tuple(layout), strides), buffers)
+        agree = None if agreement is None else agreement.numpy() != 0.0
+        return results, None if agree is None or agree.all() else agree
+
+    def _elsewhere(self, results: list[Any], which: Any) -> None:
+        """Compute samples that take another way than the program on the CPU, which may record it.
+
+        They are put in the places of what the device has computed for them.
+        """
+        chosen = []
+        for part, axis in zip(self.parts, self.axes, strict=True):
+            host = part.numpy() if isinstance(part, DeviceArray) else part
+            chosen.append(host if axis is None else np.asarray(host[which], np.float64))
+        args, kwargs = trees.unflatten(self.tree, chosen)
+        where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
+        mapping = self.program.map
+        options = {**kwargs, "in_axes": tuple(where)}
+        if self.task.name == "value":
+            found = mapping(*args, **options)
+        else:
+            method = getattr(mapping, self.task.name)
+            found = method(*args, argnums=self.task.argnums, **options)
+        for number, values in enumerate(trees.flatten_like(self.lanes.tree, found)):
+            result = results[number]
+            host = result.numpy() if isinstance(result, DeviceArray) else result
+            host[which] = values
+            if isinstance(result, DeviceArray):
+                results[number] = self.device.put(host)
+
+
+def _is_shared(x: Any) -> bool:
+    """Whether a part is no array, and so the same for all samples: a string, an integer."""
+    return not isinstance(x, (float, list)) and not hasattr(x, "ndim")

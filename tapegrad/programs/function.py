@@ -1,0 +1,234 @@
+"""`tg.function`: a function that keeps a program for each way through its code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import trees
+from ..decisions import answer_key
+from ..errors import ControlFlowChanged
+from ..storage import Tracked
+from ..transforms.call import check_function
+from .ports import is_input
+from .program import Program
+
+if TYPE_CHECKING:
+    from ..batches.runs import Map
+
+MAX_WAYS = 64
+"""Programs that a function keeps for one kind of arguments; beyond that it starts again."""
+
+_SMALL = 64  # elements of a captured array that is compared at each call
+
+
+class Way:
+    """A node of the tree of decisions: a program that comes this way, and where it goes on."""
+
+    __slots__ = ("next", "program")
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.next: dict[Any, Way] = {}
+
+    def follow(self, outcomes: Iterable[Any]) -> Way | None:
+        """Return where decisions that come out like this lead to, if that is known."""
+        way: Way | None = self
+        for outcome in outcomes:
+            way = way.next.get(answer_key(outcome)) if way is not None else None
+        return way
+
+    def plant(self, program: Program, depth: int) -> None:
+        """Add the way of a program, from its decision `depth` on, which is taken here.
+
+        What it shares with other ways keeps its program.
+        """
+        way = self
+        for decision in program.decisions.all[depth:]:
+            way = way.next.setdefault(answer_key(decision.outcome), Way(program))
+
+
+class FunctionOfPrograms:
+    """What `function` returns: call it like the function, or ask it for derivatives.
+
+    Attributes
+    ----------
+    recordings : int
+        How often the Python function was recorded.
+    """
+
+    def __init__(
+        self, f: Callable[..., Any], compared: int = _SMALL, most: int | None = None
+    ) -> None:
+        check_function(f)
+        functools.update_wrapper(self, f)
+        self._f = f
+        self._compared = compared  # elements of a captured array that is looked at each time
+        self._most = MAX_WAYS if most is None else most  # programs that are kept
+        self._kept = 0
+        self._ways: dict[Any, Way] = {}
+        self.recordings = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program that takes the way of these arguments."""
+        return self.run(args, kwargs, lambda program: program(*args, **kwargs))
+
+    def value_and_grad(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Return the value and the gradient; see `Program.value_and_grad`."""
+        return self.run(
+            args, kwargs, lambda program: program.value_and_grad(*args, argnums=argnums, **kwargs)
+        )
+
+    def grad(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Return the gradient."""
+        return self.value_and_grad(*args, argnums=argnums, **kwargs)[1]
+
+    def jacobian(
+        self, *args: Any, argnums: int | Sequence[int] = 0, mode: str = "auto", **kwargs: Any
+    ) -> Any:
+        """Return the Jacobian; see `Program.jacobian`."""
+        return self.run(
+            args,
+            kwargs,
+            lambda program: program.jacobian(*args, argnums=argnums, mode=mode, **kwargs),
+        )
+
+    def hessian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Return the Hessian; see `Program.hessian`."""
+        return self.run(
+            args, kwargs, lambda program: program.hessian(*args, argnums=argnums, **kwargs)
+        )
+
+    def hvp(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
+        """Return the product of the Hessian and a vector; see `Program.hvp`."""
+        return self.run(
+            args[:-1], kwargs, lambda program: program.hvp(*args, argnums=argnums, **kwargs)
+        )
+
+    def vjp(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the value and a function for vector-Jacobian products; see `Program.vjp`."""
+        return self.run(args, kwargs, lambda program: program.vjp(*args, **kwargs))
+
+    def jvp(self, primals: Sequence[Any], tangents: Sequence[Any], **kwargs: Any) -> Any:
+        """Return the value and its derivative in one direction; see `Program.jvp`."""
+        return self.run(
+            tuple(primals), kwargs, lambda program: program.jvp(primals, tangents, **kwargs)
+        )
+
+    @property
+    def programs(self) -> list[Program]:
+        """The programs kept, each once."""
+        found: dict[int, Program] = {}
+        stack = list(self._ways.values())
+        while stack:
+            way = stack.pop()
+            found[id(way.program)] = way.program
+            stack.extend(way.next.values())
+        return list(found.values())
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], use: Callable[[Program], Any]
+    ) -> Any:
+        """Return ``use(program)`` for the program that takes the way of these arguments."""
+        root = self.way(args, kwargs)
+        way: Way | None = root
+        depth = 0
+        while way is not None:
+            program = way.program
+            try:
+                return use(program)
+            except ControlFlowChanged as error:
+                # Follow the decisions that hold to the one that differs, and turn off there.
+                held = [
+                    decision.outcome for decision in program.decisions.all[depth : error.number]
+                ]
+                way = way.follow([*held, error.outcome])
+                depth = error.number + 1
+        program = self.record(args, kwargs)
+        if self.full:
+            root = self._ways[_kind(args, kwargs)] = Way(program)
+            self._kept = len(self.programs) - 1
+        self.keep(root, program, 0)
+        return use(program)
+
+    def way(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+        """Return the root of the ways for arguments of this kind, with a program."""
+        key = _kind(args, kwargs)
+        root = self._ways.get(key)
+        if root is None or any(
+            item.size <= self._compared and item.changed for item in root.program.captured
+        ):
+            root = self._ways[key] = Way(self.record(args, kwargs))
+            self.keep(root, root.program, 0)
+        return root
+
+    def keep(self, way: Way, program: Program, depth: int) -> None:
+        """Keep a program, which takes its decision `depth` where `way` is."""
+        way.plant(program, depth)
+        self._kept += 1
+
+    def begin_with(self, root: Way) -> None:
+        """Keep a program that was recorded elsewhere."""
+        args, kwargs = root.program.example()
+        self._ways[_kind(args, kwargs)] = root
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        """Record the function once more."""
+        self.recordings += 1
+        return Program(self._f, args, kwargs)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many programs as are kept."""
+        return self._kept >= self._most
+
+    @functools.cached_property
+    def map(self) -> Map:
+        """The function over many samples at once; see `Program.map`."""
+        from ..batches.runs import Map  # with the first batch
+
+        return Map(self)
+
+
+def function(f: Callable[..., Any]) -> FunctionOfPrograms:
+    """Make a function that is recorded once for each way through its code, and then replayed.
+
+    Parameters
+    ----------
+    f : callable
+        Computes with NumPy.  Its decisions (``if``, ``while``, ``int(x)``, ``np.argmax``, ...) are
+        found again at each call; where they come out otherwise, another program is used or made.
+
+    Examples
+    --------
+    >>> import tapegrad as tg
+    >>> @tg.function
+    ... def distance(x):
+    ...     return x * x if x < 1.0 else 2.0 * x - 1.0
+    >>> distance.grad(0.5), distance.grad(3.0), distance.grad(0.25)
+    (1.0, 2.0, 0.5)
+    >>> distance.recordings
+    2
+    """
+    return FunctionOfPrograms(f)
+
+
+def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return a hashable key of the structure, shapes and dtypes of arguments, and of constants."""
+    leaves, tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
+    parts: list[Any] = [tree]
+    for leaf in leaves:
+        if isinstance(leaf, Tracked) and not is_input(leaf):
+            leaf = np.array(leaf.value)  # type: ignore[attr-defined]
+        if is_input(leaf):
+            parts.append((np.shape(leaf), getattr(leaf, "dtype", np.dtype(float)).str))
+        elif isinstance(leaf, np.ndarray):
+            parts.append((leaf.shape, leaf.dtype.str, leaf.tobytes()))
+        else:
+            parts.append((type(leaf), leaf))
+    return tuple(parts)

@@ -1,0 +1,278 @@
+"""From a region to the words that its CPU executor reads: blocks, chunks, and who writes what when.
+
+Chunks of lanes run in any order and at the same time, so no two of them may write one element. How
+the lanes of an out-window reach their elements without that is decided here, once a region, from
+strides alone: directly where each lane has an element of its own; by sums, copies or halos a chunk
+that are added up in the order of the chunks; or, where nothing better is known, by putting the
+results aside and carrying them out at the end, lane by lane.
+"""
+
+from __future__ import annotations
+
+from math import gcd, lcm
+
+import numpy as np
+
+from ..kernels import words as W
+from ..window import Shape, coalesce
+from .region import ADD, BASE, BUFFER, INDEX, OFFSET, ROW, STRIDES, Ints, Region
+
+LANES = 128
+"""Lanes of a block: enough to hide the dispatch, few enough that rows stay in the first cache."""
+
+CACHE_BYTES = 1 << 19
+"""Room for the rows of a block; beyond that it has fewer lanes."""
+
+STREAM_BYTES = 24 << 20
+"""Arrays beyond which results go past the cache: they would not be there when they are read."""
+
+_ALIGNED = 128
+
+_CHUNK = 1024  # lanes a chunk has at least
+_CHUNKS = 64  # and how many chunks there are at most, so that threads find some each
+
+_H = {name: i for i, name in enumerate(W.HEADER)}
+_W = {name: i for i, name in enumerate(W.WINDOW)}
+_IN = {name: i for i, name in enumerate(W.IN_KINDS)}
+_OUT = {name: i for i, name in enumerate(W.OUT_KINDS)}
+
+
+class Lowered:
+    """A region as its executor reads it.
+
+    Attributes
+    ----------
+    words : ndarray of int64
+    chunks : int
+    scratch : int
+        Bytes that a thread needs for the rows of a block.
+    extras : list of int
+        Where buffers that the executor needs beside the region's lie, in bytes from the first.
+    extra : int
+        Bytes that they take together.
+    size, work : int
+        Lanes, and about how many instructions times lanes.
+    """
+
+    __slots__ = (
+        *("address", "chunks", "extra", "extras", "keep"),
+        *("scratch", "size", "words", "work"),
+    )
+
+    def __init__(self, region: Region) -> None:
+        n = region.size
+        block = LANES
+        while block > W.WIDTH and region.rows * block * 8 > CACHE_BYTES:
+            block //= 2
+        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
+        self.extras: list[int] = []
+        self.extra = 0
+        self.size, self.work = n, n * (len(region.code) + 4)
+        outs = [_Out(region, w) for w in region.outputs]
+        chunk = _chunk_size(n, block, outs)
+        self.chunks = max(-(-n // chunk), 1)
+        arranged: list[_Out] = []
+        for number in dict.fromkeys(out.buffer for out in outs):
+            together = [out for out in outs if out.buffer == number]
+            arranged += _arrange(together, n, chunk, self.chunks)
+        _choose_places(region, arranged)
+        self._write(region, arranged, block, chunk)
+
+    def _write(self, region: Region, outs: list[_Out], block: int, chunk: int) -> None:
+        inputs = region.inputs
+        ndim = len(region.shape)
+        strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
+        code = np.ascontiguousarray(region.code)
+        constants = np.ascontiguousarray(region.constants)
+        self.keep = (code, constants)
+        header = [0] * W.HEADER_WORDS
+        for name, value in {
+            "SIZE": region.size,
+            "BLOCK": block,
+            "CHUNK": chunk,
+            "CHUNKS": self.chunks,
+            "CODE": code.ctypes.data,
+            "INSTRUCTIONS": len(code),
+            "ROWS": region.rows,
+            "CONSTANTS": len(constants),
+            "VALUES": constants.ctypes.data,
+            "INPUTS": len(inputs),
+            "OUTPUTS": len(outs),
+            "AXES": ndim,
+            "SHAPE": strides_at - ndim,
+        }.items():
+            header[_H[name]] = value
+        words, strides = header, list(region.shape)
+        for i, w in enumerate(inputs.tolist()):
+            words += self._window(w, strides_at + i * ndim, KIND=_in_kind(region.shape, w))
+            strides += w[STRIDES:]
+        numbers: dict[int, int] = {}
+        for i, out in enumerate(outs, len(inputs)):
+            if out.extra:
+                numbers[id(out)] = region.buffers + len(self.extras)
+                self.extras.append(self.extra)
+                self.extra += -(-8 * out.extra // _ALIGNED) * _ALIGNED
+            words += self._window(
+                out.window,
+                strides_at + i * ndim,
+                KIND=_OUT[out.kind],
+                ADD=int(out.add),
+                PLACED=int(out.placed),
+                STREAMED=int(out.streamed),
+                ZERO=int(out.zero),
+                LOW=out.low,
+                EXTENT=out.extent,
+                EXTRA=numbers.get(id(out.lead or out), 0),
+                SHIFT=out.shift,
+                HALO=out.halo,
+            )
+            strides += out.window[STRIDES:]
+        self.words = np.array(words + strides, np.int64)
+        self.address = int(self.words.ctypes.data)
+        rows = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
+        self.scratch = -(-rows // _ALIGNED) * _ALIGNED
+
+    def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
+        fields |= {"ROW": w[ROW], "BUFFER": w[BUFFER], "OFFSET": w[OFFSET], "INDEX": w[INDEX]}
+        fields |= {"BASE": w[BASE], "STRIDES": strides}
+        return [fields.get(name, 0) for name in W.WINDOW]
+
+
+class _Out:
+    """An out-window, and how it is going to be carried out."""
+
+    def __init__(self, region: Region, window: Ints) -> None:
+        w = window.tolist()
+        self.row, self.buffer, self.offset = w[ROW], w[BUFFER], w[OFFSET]
+        self.gathered = w[INDEX] >= 0
+        self.add = bool(w[ADD])
+        self.shape, (self.strides,) = coalesce(region.shape, [tuple(w[STRIDES:])])
+        reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
+        self.low = self.offset + sum(r for r in reach if r < 0)
+        self.extent = sum(map(abs, reach)) + 1
+        self.kind = ""
+        self.zero = self.placed = self.streamed = False
+        self.window = w
+        self.lead: _Out | None = None  # whose halo it shares
+        self.extra = self.shift = self.halo = 0
+
+    @property
+    def flat(self) -> bool:
+        """Whether lanes go to consecutive elements."""
+        return not self.gathered and self.strides in ((1,), ())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all lanes go to one element."""
+        return not any(self.strides)
+
+    @property
+    def injective(self) -> bool:
+        """Whether it is plain that each lane has an element of its own."""
+        return not self.gathered and _injective(self.shape, self.strides)
+
+    @property
+    def run(self) -> int:
+        """How many lanes in a row meet one element, if other lanes meet others; else 0."""
+        if self.gathered or self.uniform or self.strides[-1]:
+            return 0
+        return self.shape[-1] if _injective(self.shape[:-1], self.strides[:-1]) else 0
+
+    def meets(self, other: _Out) -> bool:
+        """Whether the two may reach one element."""
+        if self.gathered or other.gathered:
+            return True
+        if self.low + self.extent <= other.low or other.low + other.extent <= self.low:
+            return False
+        step = gcd(*self.strides, *other.strides)
+        return step == 0 or (self.offset - other.offset) % step == 0
+
+
+def _injective(shape: Shape, strides: Shape) -> bool:
+    reach = 0
+    for step, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if step <= reach:
+            return False
+        reach += step * (n - 1)
+    return True
+
+
+def _in_kind(shape: Shape, w: list[int]) -> int:
+    _, (strides,) = coalesce(shape, [tuple(w[STRIDES:])])
+    if not any(strides):
+        return _IN["UNIFORM"]
+    if w[INDEX] >= 0:
+        return _IN["GATHERED"]
+    return _IN["IN_PLACE" if strides == (1,) else "WALKED"]
+
+
+def _chunk_size(n: int, block: int, outs: list[_Out]) -> int:
+    """Return how many lanes a chunk has: enough, whole blocks, and whole runs of axis sums."""
+    chunk = max(_CHUNK, -(-n // _CHUNKS))
+    chunk = -(-chunk // block) * block
+    run = lcm(*[out.run or 1 for out in outs])
+    if 1 < run <= 8 * chunk:
+        chunk = -(-chunk // run) * run
+    return chunk
+
+
+def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
+    """Decide how the out-windows on one buffer are carried out; return them in their order."""
+    alone = [out for out in outs if not any(out.meets(other) for other in outs if other is not out)]
+    rest = [out for out in outs if out not in alone]
+    for out in alone:
+        if out.flat:
+            out.kind = "FLAT"
+        elif out.uniform:
+            out.kind, out.extra = "SUM", chunks * W.WIDTH
+        elif out.injective:
+            out.kind = "WALK"
+        elif chunks == 1 or (out.run and chunk % out.run == 0):
+            out.kind, out.zero, out.add = "WALK", not out.add, True
+        else:
+            _put_aside(out, n, chunks)
+    if not rest:
+        return alone
+    rest.sort(key=lambda out: -out.offset)
+    lead, low = rest[0], min(out.low for out in rest)
+    halo = lead.low - low
+    if all(out.flat for out in rest) and 0 < halo <= chunk and chunks > 1:
+        follow_add = all(out.add for out in rest[1:])
+        for out in rest:
+            out.kind, out.shift, out.halo, out.lead = "FOLLOW", out.low - low, halo, lead
+            out.zero, out.add = not out.add, True
+        lead.kind, lead.low, lead.extra = "LEAD", low, halo * chunks
+        if follow_add and lead.zero:
+            lead.zero, lead.add = False, False
+        return alone + rest
+    for out in rest:
+        out.zero, out.add = not out.add, True
+        if chunks == 1:
+            out.kind = "WALK"
+        else:
+            _put_aside(out, n, chunks)
+    return alone + rest
+
+
+def _put_aside(out: _Out, n: int, chunks: int) -> None:
+    if not out.gathered and chunks * out.extent <= max(2 * n, 1 << 12):
+        out.kind, out.extra = "PRIVATE", chunks * out.extent
+    else:
+        out.kind, out.extra = "LATER", n
+
+
+def _choose_places(region: Region, outs: list[_Out]) -> None:
+    """Let results be written where they are to go, a row to one place."""
+    results = set(region.code[:, 1].tolist())
+    rows = [out.row for out in outs]
+    flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
+    streams = 8 * region.size * flat > STREAM_BYTES
+    for out in outs:
+        if streams and out.kind == "FLAT" and not out.add:
+            out.streamed = True
+            continue
+        if out.kind == "LEAD" and rows.count(out.row) > 1:
+            continue  # those that follow change what lies there
+        if out.kind in ("FLAT", "LEAD") and not out.add and out.row in results:
+            out.placed = True
+            results.discard(out.row)

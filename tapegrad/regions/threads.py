@@ -1,0 +1,222 @@
+"""Running regions on the CPU: chunks of lanes, spread over threads.
+
+The kernel holds no Python lock while it runs, so ordinary threads do. They are started with the
+first region that is large enough to be worth them, and ended with the process. Which thread runs a
+chunk changes nothing: where chunks begin depends on the region only, and what they put aside is
+added up in their order.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import at_caller
+from .lowering import Lowered
+from .region import Region
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_ALIGNED = 128
+SMALL_EXTRA = 1 << 20
+"""Bytes of partial sums and the like, up to which a thread's scratch has room for them."""
+
+WORTH = 1 << 18
+"""Instructions times lanes from which a region is spread over threads: about 50 us of work."""
+
+
+def _default() -> int:
+    """Return how many threads Numba would use: as many as processors we may run on."""
+    try:
+        available = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        available = os.cpu_count() or 1
+    wanted = os.environ.get("NUMBA_NUM_THREADS", "")
+    return max(min(int(wanted), available), 1) if wanted.isdigit() else available
+
+
+class _Pool:
+    """The helpers of whoever runs a region: one fewer than there are threads."""
+
+    def __init__(self) -> None:
+        self.size = _default()
+        self.lock = threading.Lock()
+        self.executor: ThreadPoolExecutor | None = None
+
+    def start(self, work: Callable[[], None], most: int) -> list[Future[None]]:
+        """Let helpers begin to work, `most` at most; there may be none."""
+        with self.lock:
+            if self.size == 1:
+                return []
+            if self.executor is None:
+                from concurrent.futures import ThreadPoolExecutor  # some milliseconds
+
+                self.executor = ThreadPoolExecutor(self.size - 1, "tapegrad")
+            try:
+                return [self.executor.submit(work) for _ in range(min(self.size - 1, most))]
+            except RuntimeError:  # the interpreter is about to end, and starts no more threads
+                return []
+
+    def resize(self, size: int) -> None:
+        with self.lock:
+            old, self.executor, self.size = self.executor, None, size
+        if old is not None:
+            old.shutdown()
+
+    def forget(self) -> None:
+        """Start anew in a process that was forked: it has no threads but the one that forked."""
+        self.lock = threading.Lock()
+        self.executor = None
+
+
+_pool = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.forget)
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads run array operations; results are the same for any number, to the bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.  At first it is the number of processors that the process may use, or what the
+        environment variable ``NUMBA_NUM_THREADS`` says.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is no positive integer.
+
+    Examples
+    --------
+    >>> import tapegrad as tg
+    >>> before = tg.get_num_threads()
+    >>> tg.set_num_threads(2)
+    >>> tg.get_num_threads()
+    2
+    >>> tg.set_num_threads(before)
+    """
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(
+            f"the number of threads is a {type(n).__name__}, not an integer{at_caller()}"
+        ) from None
+    if n < 1:
+        raise ValueError(f"the number of threads must be at least 1, not {n}{at_caller()}")
+    _pool.resize(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads run array operations; see `set_num_threads`."""
+    return _pool.size
+
+
+# -- running a region -----------------------------------------------------------------------------
+
+
+class _Scratch(threading.local):
+    """Room for the rows of a block and for small sums aside, one a thread."""
+
+    def __init__(self) -> None:
+        self.room = np.empty(0, np.uint8)
+        self.start = 0
+
+    def address(self, size: int) -> int:
+        if self.room.size < size + _ALIGNED:
+            self.room = np.empty(size + _ALIGNED, np.uint8)
+            self.start = aligned(self.room)
+        return self.start
+
+
+_scratch = _Scratch()
+
+
+_kernel: tuple[Any, int] | None = None
+
+
+def load_kernel() -> tuple[Any, int]:
+    """Load the compiled executor: its entry, and the address that it asks for."""
+    global _kernel
+    from ..kernels.cpu import regions  # numba comes with it
+
+    _kernel = regions.run, regions.compile_all()
+    return _kernel
+
+
+def aligned(room: np.ndarray[Any, Any]) -> int:
+    """Return the first address in `room` that vectors like."""
+    return -(-int(room.ctypes.data) // _ALIGNED) * _ALIGNED
+
+
+def lower(region: Region) -> Lowered:
+    """Return what the executor makes of a region, once."""
+    lowered: Lowered | None = region.lowered
+    if lowered is None:
+        lowered = region.lowered = Lowered(region)
+    return lowered
+
+
+def run_region(region: Region, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Run a region on the CPU.
+
+    Parameters
+    ----------
+    region : Region
+    buffers : sequence of ndarray
+        Flat and contiguous: float64 for values, which out-windows write, and uint32 for index
+        arrays.
+    """
+    run_addresses(region, [int(buffer.ctypes.data) for buffer in buffers])
+
+
+def run_addresses(region: Region, addresses: list[int]) -> None:
+    """Run a region on buffers that are known by their addresses; whoever calls keeps them alive."""
+    run, blocks = _kernel or load_kernel()
+    lowered = region.lowered or lower(region)
+    if lowered.size == 0:
+        return
+    table = array("q", addresses)
+    extra = None  # held until the end
+    if lowered.extra > SMALL_EXTRA:
+        extra = np.empty(lowered.extra + _ALIGNED, np.uint8)
+        at = aligned(extra)
+    else:
+        at = _scratch.address(lowered.scratch + lowered.extra) + lowered.scratch
+    del table[region.buffers :]
+    table.extend([at + offset for offset in lowered.extras])
+    words, buffers = lowered.address, table.buffer_info()[0]
+    chunks = lowered.chunks
+    scratch = _scratch.address(lowered.scratch)
+    if lowered.work < WORTH or chunks == 1:
+        run(words, buffers, 0, chunks, 1, scratch, blocks)
+        return
+    queue = iter(range(0, chunks))
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        own = _scratch.address(lowered.scratch)
+        for c in queue:  # one thread gets each: taking the next is atomic
+            if failed:
+                return
+            run(words, buffers, c, c + 1, 0, own, blocks)
+
+    run(words, buffers, 0, 0, 2, scratch, blocks)
+    helpers = _pool.start(work, chunks - 1)
+    try:
+        work()
+    except BaseException as error:  # Ctrl-C, seen between two chunks
+        failed.append(error)
+        raise
+    finally:
+        for helper in helpers:
+            helper.result()
+    run(words, buffers, 0, 0, 4, scratch, blocks)

@@ -1,0 +1,1 @@
+"""Sparse derivatives: structure, colouring, and programs of the nonzeros."""

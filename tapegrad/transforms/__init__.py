@@ -1,0 +1,1 @@
+"""Derivatives of functions: gradients, Jacobians, Hessians, custom rules, and their checks."""

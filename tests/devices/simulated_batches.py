@@ -1,0 +1,120 @@
+"""Programs on a simulated device, against the same on the CPU; `test_device_map.py` runs this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+from tapegrad import trees
+from tapegrad.devices.device import device
+from tapegrad.devices.launch import Sizes
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+RNG = np.random.default_rng(3)
+GPU = device()
+GPU.sizes = Sizes(block=2, threads=4)
+
+
+def path(x: Any, a: Any) -> Any:
+    """Return a number for a vector of two and a number."""
+    y = np.sin(x[0]) * a + x[1]
+    return np.log(1.0 + y * y) * np.sum(x)
+
+
+PATH = tg.record(path, np.ones(2), 0.5)
+
+
+def close(found: Any, wanted: Any) -> None:
+    """Vector functions of the CPU and Python's differ by an ULP or two an operation."""
+    leaves, _ = trees.flatten((found, wanted))
+    half = len(leaves) // 2
+    for one, other in zip(leaves[:half], leaves[half:], strict=True):
+        one = one.numpy() if hasattr(one, "numpy") else one
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_values_and_derivatives(where: str) -> None:
+    x, a, v = RNG.normal(size=(5, 2)), RNG.normal(size=5), RNG.normal(size=(5, 2))
+    put = GPU.put if where == "device" else np.asarray
+    there, here = PATH.to("cuda").map, PATH.map
+    close(there(put(x), put(a)), here(x, a))
+    close(there(put(x), 0.7, in_axes=(0, None)), here(x, 0.7, in_axes=(0, None)))
+    close(
+        there.value_and_grad(put(x), put(a), argnums=(0, 1)),
+        here.value_and_grad(x, a, argnums=(0, 1)),
+    )
+    close(there.grad(put(x), put(a)), here.grad(x, a))
+    close(there.hessian(put(x), put(a)), here.hessian(x, a))
+    close(there.hvp(put(x), put(a), put(v)), here.hvp(x, a, v))
+    result = there(put(x), put(a))
+    assert isinstance(result, np.ndarray) == (where == "host")
+
+
+def test_single_precision() -> None:
+    x, a = RNG.normal(size=(3, 2)).astype(np.float32), RNG.normal(size=3).astype(np.float32)
+    found = PATH.to("cuda").map(GPU.put(x), GPU.put(a))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.numpy(), PATH.map(x, a), rtol=1e-5)
+    with pytest.raises(TypeError, match="all alike, not float32 and float64"):
+        PATH.to("cuda").map(GPU.put(x), GPU.put(a.astype(float)))
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_samples_that_take_another_way_are_right(where: str) -> None:
+    program = tg.record(lambda x: x * 2.0 if x > 0.0 else np.exp(x), 1.0)
+    x = np.array([1.0, -1.0, 3.0, -2.0])
+    there = program.to("cuda").map
+    put = GPU.put if where == "device" else np.asarray
+    close(there(put(x)), program.map(x))
+    close(there.grad(put(x)), program.map.grad(x))
+
+
+def test_parts_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, a = RNG.normal(size=(7, 2)), RNG.normal(size=7)
+    whole = PATH.map(x, a)
+    allocate = GPU.driver.allocate
+
+    def small(size: int, dtype: Any) -> Any:
+        if size > 4:
+            raise MemoryError
+        return allocate(size, dtype)
+
+    monkeypatch.setattr(GPU.driver, "allocate", small)
+    close(PATH.to("cuda").map(x, a), whole)
+
+
+def test_bad_batches_are_named() -> None:
+    there = PATH.to("cuda").map
+    x, a = np.ones((3, 2)), np.ones(3)
+    with pytest.raises(ValueError, match=r"a ragged batch: .* has 3 samples and .* has 4"):
+        there(x, np.ones(4))
+    with pytest.raises(ValueError, match="a batch of no samples"):
+        there(np.ones((0, 2)), np.ones(0))
+    with pytest.raises(ValueError, match=r"samples of shape \(3,\)"):
+        there(np.ones((3, 3)), a)
+    with pytest.raises(ValueError, match="samples lie along the first axis"):
+        there(GPU.put(x.T.copy()), a, in_axes=(1, 0))
+    with pytest.raises(ValueError, match="has 0 axes, but in_axes says"):
+        there(x, 1.0)
+    with pytest.raises(ValueError, match="no argument has an axis"):
+        there(x[0], 1.0, in_axes=None)
+    # A checkpoint is Python code that is recorded afresh in each sweep: no region runs it.
+    again = tg.record(lambda x: tg.checkpoint(np.exp)(x), 1.0)
+    with pytest.raises(NotImplementedError, match=r"use the program on the CPU, program\.map"):
+        again.to("cuda").map(np.ones(3))
+
+
+def test_where_programs_go() -> None:
+    assert PATH.to("cpu") is PATH
+    assert PATH.to(GPU).device is GPU
+    assert repr(PATH.to("cuda:0")).endswith("on <cuda:0, CUDA simulator>")
+    with pytest.raises(ValueError, match='goes to "cpu", "cuda"'):
+        PATH.to("tpu")
+    with pytest.raises(tg.DeviceUnavailable, match="no CUDA device 7"):
+        PATH.to("cuda:7")

@@ -1,0 +1,203 @@
+"""Regions on the CPU against the reference: windows of all kinds, chunks and threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tapegrad.kernels import words
+from tapegrad.kernels.opcodes import ARITY, ROWS
+from tapegrad.ops.table import TABLE
+from tapegrad.regions import threads
+from tapegrad.regions.region import Region, RegionBuilder, run_reference
+from tapegrad.regions.threads import get_num_threads, lower, run_region, set_num_threads
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Spread even the smallest region over threads, where there are any."""
+    before = get_num_threads()
+    monkeypatch.setattr(threads, "WORTH", 0)
+    yield
+    set_num_threads(before)
+
+
+def run_everywhere(region: Region, buffers: list[Any], rtol: float = 1e-11) -> list[Any]:
+    """Run a region by the reference and by one and three threads, and compare."""
+    answers = []
+    for n in (0, 1, 3):
+        copies = [buffer.copy() for buffer in buffers]
+        if n:
+            set_num_threads(n)
+            run_region(region, copies)
+        else:
+            run_reference(region, copies)
+        answers.append(copies)
+    for reference, one, three in zip(*answers, strict=True):
+        # Sums are taken in another order than the reference's.
+        np.testing.assert_allclose(one, reference, rtol=rtol, atol=1e-11)
+        assert one.tobytes() == three.tobytes()
+    return answers[1]
+
+
+def c_strides(shape: tuple[int, ...]) -> list[int]:
+    return [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+
+
+class Random:
+    """A region of random windows and instructions."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.shape = shape
+        self.build = RegionBuilder(shape)
+        self.buffers: list[Any] = []
+        self.values = [self.build.constant(0.5)]
+        for _ in range(self.rng.integers(1, 4)):
+            self.bring_in()
+        for _ in range(self.rng.integers(0, 8)):
+            self.compute()
+        for _ in range(self.rng.integers(1, 4)):
+            self.carry_out()
+        self.region = self.build.finish()
+
+    def window(self) -> tuple[list[int], int, int]:
+        """Return strides, an offset, and how many places they need."""
+        dense = c_strides(self.shape)
+        strides = (
+            dense,
+            [0] * len(dense),
+            [s if self.rng.random() < 0.5 else 0 for s in dense],
+            [-s for s in dense],
+            [2 * s for s in dense],
+            [int(self.rng.integers(0, 4)) for _ in dense],
+        )[self.rng.integers(6)]
+        reach = [(n - 1) * s for n, s in zip(self.shape, strides, strict=True)]
+        offset = int(self.rng.integers(0, 5)) - sum(r for r in reach if r < 0)
+        return strides, offset, offset + sum(r for r in reach if r > 0) + 1
+
+    def index(self, size: int) -> int:
+        self.buffers.append(self.rng.integers(0, 50, size).astype(np.uint32))
+        return len(self.buffers) - 1
+
+    def bring_in(self) -> None:
+        strides, offset, size = self.window()
+        gathered = self.rng.random() < 0.3
+        self.buffers.append(self.rng.uniform(0.5, 2.0, 60 if gathered else size))
+        buffer = len(self.buffers) - 1
+        where = {"index": self.index(size), "base": 3} if gathered else {}
+        self.values.append(self.build.input(buffer, strides, offset, **where))
+
+    def compute(self) -> None:
+        row = self.rng.choice(["add", "multiply", "maximum", "where", "sqrt", "exp", "less", "sin"])
+        operands = [self.values[self.rng.integers(len(self.values))] for _ in range(ARITY[row])]
+        self.values.append(self.build.op(str(row), *operands))
+
+    def carry_out(self) -> None:
+        if self.rng.random() < 0.4:  # consecutive elements that overlap
+            offsets = self.rng.permutation(5)[: self.rng.integers(1, 4)].tolist()
+            n = int(np.prod(self.shape))
+            windows = [(c_strides(self.shape), offset, offset + n) for offset in offsets]
+        else:
+            windows = [self.window() for _ in range(self.rng.integers(1, 3))]
+        gathered = self.rng.random() < 0.25
+        buffer = len(self.buffers)
+        self.buffers.append(
+            self.rng.uniform(-1.0, 1.0, 60 if gathered else max(size for *_, size in windows))
+        )
+        for strides, offset, size in windows:
+            value = self.values[self.rng.integers(len(self.values))]
+            where = {"index": self.index(size), "base": 2} if gathered else {}
+            adds = bool(self.rng.integers(2))
+            self.build.output(value, buffer, strides, offset, add=adds, **where)
+
+
+SHAPES = [(1,), (7,), (16,), (300,), (5000,), (40, 33), (3, 4, 5), (1900, 3), (2, 1500), (3, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_random_regions(shape: tuple[int, ...]) -> None:
+    for seed in range(12):
+        case = Random(seed, shape)
+        run_everywhere(case.region, case.buffers)
+
+
+def test_every_kind_of_window_occurs() -> None:
+    kinds_at = words.WINDOW.index("KIND")
+    seen: tuple[set[int], set[int]] = set(), set()
+    for shape in SHAPES:
+        for seed in range(12):
+            region = Random(seed, shape).region
+            table = lower(region).words[words.HEADER_WORDS :]
+            count = len(region.inputs) + len(region.outputs)
+            table = table[: count * words.WINDOW_WORDS].reshape(count, words.WINDOW_WORDS)
+            seen[0].update(table[: len(region.inputs), kinds_at].tolist())
+            seen[1].update(table[len(region.inputs) :, kinds_at].tolist())
+    assert seen[0] == set(range(len(words.IN_KINDS)))
+    assert seen[1] == set(range(len(words.OUT_KINDS)))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_at_its_points(row: str) -> None:
+    points = np.array(TABLE[row].points)
+    build = RegionBuilder((len(points),))
+    operands = [build.input(i, (1,)) for i in range(points.shape[1])]
+    build.output(build.op(row, *operands), len(operands), (1,))
+    buffers = [*map(np.ascontiguousarray, points.T), np.zeros(len(points))]
+    # Functions of vectors are within a few units in the last place of the reference's.
+    run_everywhere(build.finish(), buffers, rtol=1e-14)
+
+
+def test_a_long_region_runs_in_smaller_blocks() -> None:
+    build = RegionBuilder((1000,))
+    x = build.input(0, (1,))
+    values = [x]
+    for _ in range(900):
+        values.append(build.op("sin", values[-1]))
+    total = values[0]
+    for value in reversed(values):
+        total = build.op("add", total, value)
+    build.output(total, 1, (1,))
+    region = build.finish()
+    assert region.rows > 900
+    assert lower(region).scratch < 2 << 20
+    run_everywhere(region, [np.linspace(-1.0, 1.0, 1000), np.zeros(1000)])
+
+
+def test_no_lanes() -> None:
+    build = RegionBuilder((0,))
+    build.output(build.input(0, (1,)), 1, (1,))
+    run_region(build.finish(), [np.zeros(0), np.zeros(0)])
+
+
+def test_numbers_of_threads() -> None:
+    set_num_threads(np.int64(3))  # type: ignore[arg-type]
+    assert get_num_threads() == 3
+    with pytest.raises(ValueError, match="at least 1"):
+        set_num_threads(0)
+    with pytest.raises(TypeError, match="not an integer"):
+        set_num_threads(1.5)  # type: ignore[arg-type]
+    assert get_num_threads() == 3
+
+
+def sum_of_squares(n: int) -> float:
+    build = RegionBuilder((n,))
+    build.output(build.op("square", build.input(0, (1,))), 1, (0,))
+    total = np.zeros(1)
+    run_region(build.finish(), [np.arange(float(n)), total])
+    return float(total[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    set_num_threads(3)
+    expected = sum_of_squares(5000)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if sum_of_squares(5000) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

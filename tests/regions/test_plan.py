@@ -1,0 +1,323 @@
+"""Planned sweeps against the reference interpreter: regions of all kinds of array programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+from tapegrad import arena, execute
+from tapegrad.regions import plan, threads
+from tapegrad.regions.plan import plan_of
+
+
+@pytest.fixture(autouse=True)
+def _plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plan even the smallest tape, and let imports of few elements have buffers of their own."""
+    monkeypatch.setattr(execute, "REGION_CELLS", 0)
+    monkeypatch.setattr(plan, "OWN", 8)
+    plan._plans.clear()
+    before = threads.get_num_threads()
+    yield
+    threads.set_num_threads(before)
+    plan._plans.clear()  # made for another OWN
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Note of each sweep whether it went by regions."""
+    notes: list[bool] = []
+    sweep = execute.gradient
+
+    def noted(*args: Any) -> Any:
+        found = sweep(*args)
+        notes.append(found is not None)
+        return found
+
+    monkeypatch.setattr(execute, "gradient", noted)
+    return notes
+
+
+N = 24
+INDEX = np.random.default_rng(0).integers(0, N, 50)
+
+
+def rosenbrock(x: Any) -> Any:
+    return np.sum(100.0 * (x[1:] - x[:-1] * x[:-1]) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def gathered(x: Any) -> Any:
+    return np.sum(np.exp(x[INDEX]) * INDEX)
+
+
+def gathered_of_computed(x: Any) -> Any:
+    y = np.sin(x)
+    return np.sum(y[INDEX] * y[INDEX[::-1]])
+
+
+def outer(x: Any) -> Any:
+    t = np.sin(x[:12, None] * x[None, 12:])
+    return np.sum(t * t)
+
+
+def axis_sums(x: Any) -> Any:
+    t = np.exp(x[:8, None] * x[None, 8:])
+    return np.sum(np.sum(t, axis=1) ** 2) + np.sum(np.log(np.sum(t, axis=0, keepdims=True)))
+
+
+def shifted_of_computed(x: Any) -> Any:
+    t = np.exp(0.3 * x)
+    d = t[1:] - t[:-1]
+    return np.sum(d * d) + np.sum(t * x)
+
+
+def two_regions(x: Any) -> Any:
+    s = np.sum(x * x)
+    return np.sqrt(s) * np.sum(np.sin(x))
+
+
+def normalised(x: Any) -> Any:
+    return np.sum(np.exp(x) / np.sum(np.exp(x)) * np.arange(N))
+
+
+def means_and_variances(x: Any) -> Any:
+    y = x.reshape(4, 6)
+    return np.mean((y - np.mean(y, axis=1, keepdims=True)) ** 2) / np.mean(y + 2.0)
+
+
+def stencil(x: Any) -> Any:
+    y = x.reshape(4, 6)
+    return np.sum((y[1:, 1:] - y[:-1, :-1]) ** 2)
+
+
+def strided(x: Any) -> Any:
+    return np.sum(x[::2] * x[1::2]) + np.sum(x[::-1] * np.arange(N)) + np.sum(x[::3])
+
+
+def transposed(x: Any) -> Any:
+    y = x.reshape(4, 6)
+    return np.sum(y.T * np.arange(24.0).reshape(6, 4)) + np.sum(y[:, ::-1] ** 3)
+
+
+def with_matmul(x: Any) -> Any:
+    y = np.tanh(x.reshape(4, 6))
+    return np.sum(np.tanh(y @ y.T) * 2.0)
+
+
+def with_scalars(x: Any) -> Any:
+    a = x[0] * x[1]
+    y = a * x + x[2]
+    return y[3] * np.sum(y * x[5]) + np.cos(a)
+
+
+def assigned(x: Any) -> Any:
+    y = np.exp(x)
+    y[3:7] = x[5:9] * 2.0
+    y[0] = y[5]
+    return np.sum(y * y)
+
+
+def piecewise(x: Any) -> Any:
+    return np.sum(np.where(x > 0.5, np.sqrt(x - 0.5), x**3) + np.maximum(x, 0.7) + abs(x - 0.3))
+
+
+def stacked(x: Any) -> Any:
+    y = np.stack([x, np.sin(x), x * x])
+    return np.sum(y * y[::-1]) + np.sum(np.concatenate([x, y[0]]) ** 2)
+
+
+def unused(x: Any) -> Any:
+    y = np.exp(x)
+    _ = np.log(y + 1.0) * y
+    return np.sum(x * 2.0)
+
+
+def only_a_sum(x: Any) -> Any:
+    return np.sum(x)
+
+
+def without_effect(x: Any) -> Any:
+    return np.sum(np.floor(x)) + 0.0 * np.sum(x)
+
+
+def negative_mean(x: Any) -> Any:
+    return -np.mean(np.log(x)) + 3.0
+
+
+def extrema(x: Any) -> Any:
+    return np.max(x * x) + np.min(np.sin(x)) * np.sum(x)
+
+
+def long(x: Any) -> Any:
+    y = x
+    for i in range(700):
+        y = np.sin(y) + (0.001 * i) * x
+    return np.sum(y)
+
+
+def deep_broadcast(x: Any) -> Any:
+    y = x.reshape(2, 3, 4)
+    return np.sum(y * y[:1, :, :] * y[:, :1, :1] + y[0, 0, :] + y[1])
+
+
+FUNCTIONS = [
+    rosenbrock, gathered, gathered_of_computed, outer, axis_sums, shifted_of_computed, two_regions,
+    normalised, means_and_variances, stencil, strided, transposed, with_matmul, with_scalars,
+    assigned, piecewise, stacked, unused, only_a_sum, without_effect, negative_mean, extrema, long,
+    deep_broadcast,
+]  # fmt: skip
+
+
+def point(n: int = N) -> Any:
+    return np.random.default_rng(1).uniform(0.2, 1.5, n)
+
+
+@pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
+def test_value_and_gradient_are_the_reference_s(f: Callable[..., Any], planned: Any) -> None:
+    with tg.executor("reference"):
+        value, gradient = tg.value_and_grad(f)(point())
+    assert not any(planned)
+    planned.clear()
+    with tg.executor("compiled"):
+        for _ in range(2):  # the second time by the plan that was kept
+            got_value, got = tg.value_and_grad(f)(point())
+            # Sums in another order, functions by other means: some roundings.
+            np.testing.assert_allclose(got_value, value, rtol=1e-12)
+            np.testing.assert_allclose(got, gradient, rtol=1e-11, atol=1e-12)
+    adjoints = arena.take_adjoints(0)
+    assert not adjoints.array[: adjoints.touched].any()
+    arena.give_back_adjoints(adjoints, clean=True)
+    assert planned == [f is not only_a_sum] * 2  # which has nothing to fuse
+
+
+@pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
+def test_leaves_receive_gradients_and_values_can_be_looked_at(f: Callable[..., Any]) -> None:
+    x = point()
+    with tg.executor("reference"):
+        gradient = tg.grad(f)(x)
+    with tg.executor("compiled"):
+        leaf = tg.array(x)
+        middle = np.cos(leaf)
+        y = f(leaf) + np.sum(middle * leaf)
+        y.backward()
+        np.testing.assert_allclose(
+            leaf.grad, gradient + np.cos(x) - x * np.sin(x), rtol=1e-11, atol=1e-12
+        )
+        np.testing.assert_allclose(middle.value, np.cos(x), rtol=1e-15)
+        np.testing.assert_allclose(middle[3:5].value, np.cos(x[3:5]), rtol=1e-15)
+
+
+@pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
+def test_programs_are_replayed(f: Callable[..., Any]) -> None:
+    program = tg.record(f, point())
+    for seed in range(2):
+        x = np.random.default_rng(seed).uniform(0.6, 0.69, N)
+        with tg.executor("reference"):
+            expected = tg.value_and_grad(f)(x)
+        try:
+            with tg.executor("compiled"):
+                value, gradient = program.value_and_grad(x)
+        except tg.ControlFlowChanged:
+            continue
+        np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+        np.testing.assert_allclose(gradient, expected[1], rtol=1e-11, atol=1e-12)
+
+
+def test_large_arrays_give_the_same_bits_for_any_number_of_threads() -> None:
+    x = point(20_000)
+    y = point(20_000)[::-1]
+
+    def f(x: Any, y: Any) -> Any:
+        t = np.exp(x[1:] - y[:-1]) / (x[:-1] + y[1:])
+        return np.sum(t) * np.mean(np.sin(x) * y)
+
+    results = []
+    with tg.executor("compiled"):
+        for n in (1, 2, 3):
+            threads.set_num_threads(n)
+            value, gradients = tg.value_and_grad(f, argnums=(0, 1))(x, y)
+            results.append((value, *[g.tobytes() for g in gradients]))
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_branch_not_taken_stays_free_of_nan() -> None:
+    x = np.concatenate([point(), [0.0, -1.0]])
+    with tg.executor("compiled"):
+        got = tg.grad(lambda x: np.sum(np.where(x > 0.0, np.log(x), 2.0 * x)))(x)
+        np.testing.assert_array_equal(got, np.where(x > 0.0, 1 / np.where(x > 0.0, x, 1.0), 2.0))
+        got = tg.grad(lambda x: np.sum(np.where(x > 0.0, np.sqrt(x) / x, 0.0)))(x)
+        assert np.isfinite(got).all()
+
+
+def test_strict_sweeps_visit_zero_adjoints() -> None:
+    with tg.executor("compiled"):
+        x = tg.array(np.concatenate([point(), [0.0]]))
+        np.sum(np.log(x) * 0.0).backward(strict=True)
+        assert np.isnan(x.grad[-1])
+
+
+def test_intermediates_are_neither_stored_nor_given_adjoints() -> None:
+    x = point()
+    with tg.executor("compiled"):
+        leaf = tg.array(x)
+        t = np.exp(leaf) * leaf
+        y = np.sum(t * t)
+        tape, base = y.tape, t.storage.base
+        tape.flush()
+        tape.arena.v.array[base : base + N] = 7.0
+        y.backward()
+        assert tape.sparse is not None
+        assert (tape.arena.v.array[base : base + N] == 7.0).all()
+        np.testing.assert_allclose(t.value, np.exp(x) * x, rtol=1e-15)
+        assert tape.sparse is None
+
+
+def test_plans_are_kept_by_structure_and_not_by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    make = plan.Plan
+
+    def noted(*args: Any) -> plan.Plan:
+        made.append(args)
+        return make(*args)
+
+    monkeypatch.setattr(plan, "Plan", noted)
+    with tg.executor("compiled"):
+        for factor in (2.0, 3.0):
+            x = point() * factor
+            np.testing.assert_allclose(
+                tg.grad(lambda x, factor=factor: np.sum(x * x * factor))(x), 2 * factor * x
+            )
+        assert len(made) == 1
+        tg.grad(lambda x: np.sum(x * x))(point())
+        assert len(made) == 2
+
+
+def test_sums_join_the_region_that_they_close() -> None:
+    with tg.executor("compiled"):
+        x = tg.array(point())
+        y = np.sum(np.sin(x) * x)
+        assert y.value == pytest.approx(float(np.sum(np.sin(point()) * point())))
+        found = plan_of(y.tape, 0, "values")
+        assert [step.kind for step in found.steps] == [plan.SCALARS, 0]
+
+
+def test_what_nothing_depends_on_is_not_computed(planned: Any) -> None:
+    with tg.executor("compiled"):
+        x = tg.array(point())
+        unused_value = np.log(x - 10.0)
+        np.sum(x * 2.0).backward()
+        assert planned == [True]
+        assert np.isnan(unused_value.value).all()
+
+
+def test_several_seeds_meet_in_one_sweep() -> None:
+    with tg.executor("compiled"):
+        _value, pull = tg.vjp(lambda x: (np.exp(x)[3:9], np.sin(x)), point())
+        first, second = np.ones(6), np.full(N, 2.0)
+        (got,) = pull((first, second))
+        expected = 2.0 * np.cos(point())
+        expected[3:9] += np.exp(point())[3:9]
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
