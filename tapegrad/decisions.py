@@ -261,15 +261,15 @@ class Decisions:
         new._expected.extend(expected)
         return new
 
-    def _prepare(self) -> _Looks:
+    def sites(self) -> Any:
+        """Return, for each of the cells of `looks`, a number for the line of code that looked."""
         lines: dict[Any, int] = {}
         sites = [
             lines.setdefault((self.all[i].file, self.all[i].line), len(lines))
             for i in self._numbers
         ]
-        cells, expected = self._cells.array(), self._expected.array()
-        counts = np.diff([*self._starts, cells.size])
-        return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
+        counts = np.diff([*self._starts, len(self._cells)])
+        return np.repeat(np.array(sites, np.intp), counts)
 
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
@@ -277,7 +277,8 @@ class Decisions:
         if looks is None:
             if not self.all:
                 return None
-            looks = self._looks = self._prepare()
+            cells, expected = self._cells.array(), self._expected.array()
+            looks = self._looks = _Looks(cells, expected, self.sites())
         place = None if looks.unchanged(v) else looks.first_changed(v)
         found = None if place is None else self.differing(place, v)
         for call in self._calls:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
@@ -21,15 +22,24 @@ from tapegrad.kernels.cpu.jit import helper, kernel, word
 
 # Words of a program: addresses first, then sizes.
 OP, A, B, K, V, G = 0, 1, 2, 3, 4, 5
-STEPS, INPUTS, OUTPUTS, IMPORTS, LOOKS, EXPECTED, VALUES = 6, 7, 8, 9, 10, 11, 12
-INSTRUCTIONS, CONSTANTS, CELLS = 13, 14, 15
-STEP_COUNT, INPUT_COUNT, OUTPUT_COUNT, IMPORT_COUNT, LOOK_COUNT = 16, 17, 18, 19, 20
-WORDS = 21
+STEPS, INPUTS, OUTPUTS, IMPORTS, VALUES = 6, 7, 8, 9, 10
+SINGLES, EXPECTED, LOOKS, SEEN = 11, 12, 13, 14
+INSTRUCTIONS, CONSTANTS, CELLS = 15, 16, 17
+STEP_COUNT, INPUT_COUNT, OUTPUT_COUNT, IMPORT_COUNT = 18, 19, 20, 21
+SINGLE_COUNT, LOOK_COUNT = 22, 23
+WORDS = 24
 
 # Words of a step. A loop has parameters, and counts its iterations from `FIRST` = 0 to `LAST`; the
 # interpreters are told instructions instead, and the cells before and after them.
 FORWARD, REVERSE, PARAMETERS, PARAMETER_COUNT, FIRST, LAST, CELL, NEXT_CELL = range(8)
-STEP = 8
+RUNS, RUN_COUNT, NEXT_LOOK = 8, 9, 10
+STEP = 11
+
+# Words of a run: evenly spaced cells in which decisions see one value. What they look at otherwise
+# is in SINGLES and EXPECTED, in the order of cells, `NEXT_LOOK` saying how far a step comes. All of
+# it once more is in LOOKS and SEEN, in the order in which it was looked at.
+RUN_START, RUN_LENGTH, RUN_SPACING, RUN_VALUE = range(4)
+RUN = 4
 
 # Parts of a replay, to be added up.
 PUT, SWEEP, CHECK, SEED, SWEEP_BACK, GIVE_VALUES, GIVE_ADJOINTS = 1, 2, 4, 8, 16, 32, 64
@@ -85,7 +95,27 @@ def _loop_back(typingctx, address, k, v, g, m, first, last):
 
 
 @helper
-def _sweep(w, k, v):
+def _changed_in_run(run, bits):
+    """Return a number that is not 0 where the bits of a value are others."""
+    cell, spacing = np.uint64(word(run, RUN_START)), np.uint64(word(run, RUN_SPACING))
+    value, changed = word(run, RUN_VALUE), 0
+    for _ in range(word(run, RUN_LENGTH)):
+        changed |= bits[cell] ^ value
+        cell += spacing
+    return changed
+
+
+@helper
+def _sweep(w, k, v, check):
+    """Sweep forward; return whether decisions may see something else, where that is asked.
+
+    What decisions look at is compared a step at a time, while it is in the cache; as integers,
+    which is quicker, and takes two zeros or nans for different that are not.
+    """
+    looks = carray(_indices(word(w, SINGLES)), word(w, SINGLE_COUNT))
+    expected = carray(_words(word(w, EXPECTED)), word(w, SINGLE_COUNT))
+    bits = carray(_words(word(w, V)), word(w, CELLS))
+    look, one, changed = np.uint64(0), np.uint64(1), 0
     op = carray(_bytes(word(w, OP)), word(w, INSTRUCTIONS))
     a = carray(_indices(word(w, A)), word(w, INSTRUCTIONS))
     b = carray(_indices(word(w, B)), word(w, INSTRUCTIONS))
@@ -97,7 +127,17 @@ def _sweep(w, k, v):
             _loop(word(step, FORWARD), k, v, m, first, last)
         else:
             _interpret(word(step, FORWARD), op, a, b, k, v, first, last, word(step, CELL))
+        if check:
+            run = word(step, RUNS)
+            for _ in range(word(step, RUN_COUNT)):
+                changed |= _changed_in_run(run, bits)
+                run += 8 * RUN
+            last_look = np.uint64(word(step, NEXT_LOOK))
+            while look < last_look:
+                changed |= bits[looks[look]] ^ expected[look]
+                look += one
         step += 8 * STEP
+    return changed != 0
 
 
 @helper
@@ -121,9 +161,9 @@ def _sweep_back(w, k, v, g):
 def _changed(w, v):
     """Return the place of the first value that a decision would not see again, -1 if none."""
     looks = carray(_indices(word(w, LOOKS)), word(w, LOOK_COUNT))
-    expected = carray(_floats(word(w, EXPECTED)), word(w, LOOK_COUNT))
+    seen = carray(_floats(word(w, SEEN)), word(w, LOOK_COUNT))
     for i in range(looks.size):
-        x, y = v[looks[i]], expected[i]
+        x, y = v[looks[i]], seen[i]
         if x != y and (x == x or y == y):  # nan is as good as nan
             return i
     return -1
@@ -140,7 +180,7 @@ def replay(w, parts):
     -------
     int
         The place, among the values that decisions look at, of the first that differs; nothing is
-        done after the check then. Else -1.
+        done after the sweep then. Else -1.
     """
     v = carray(_floats(word(w, V)), word(w, CELLS))
     g = carray(_floats(word(w, G)), word(w, CELLS))
@@ -151,9 +191,7 @@ def replay(w, parts):
     if parts & PUT:
         for i in range(inputs.size):
             v[inputs[i]] = values[i]
-    if parts & SWEEP:
-        _sweep(w, k, v)
-    if parts & CHECK:
+    if parts & SWEEP and _sweep(w, k, v, parts & CHECK != 0):
         place = _changed(w, v)
         if place >= 0:
             return place

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from .ports import Input, Output
     from .rolled import Rolled
 
-CELLS = 1 << 17
-"""Cells of the largest tape whose replays are made so: a microsecond matters there."""
+CELLS = 1 << 20
+"""Cells of the largest tape whose replays are made so; one that takes longer looks at Ctrl-C."""
+
+SLICE = 1 << 12
+"""Instructions after which decisions are looked at, while what they look at is in the cache."""
+
+_RUN = 8  # looks that a run has at least
 
 _PLAIN = {float, np.float64}  # types of numbers that are taken without a look at them
 
@@ -74,9 +79,10 @@ class Ready:
         given = _joined([np.arange(port.cell, port.cell + port.size) for port in inputs])
         wanted = _joined([port.flat_cells() for port in outputs])
         imported = _joined([np.arange(e.cell, e.cell + e.size) for e in tape.imports])
-        looks, expected = decisions.looks()
+        looks, seen = decisions.looks()
         self.values = np.zeros(given.size + wanted.size)
         steps, parameters = _steps(tape, loops, kernel)
+        singles, runs = _looks(decisions, steps, kernel)
         columns = {
             "OP": arena.op.array,
             "A": arena.a.array,
@@ -88,8 +94,10 @@ class Ready:
             "INPUTS": given,
             "OUTPUTS": wanted,
             "IMPORTS": imported,
+            "SINGLES": looks[singles].astype(np.uint32),
+            "EXPECTED": seen[singles],
             "LOOKS": looks.astype(np.uint32),
-            "EXPECTED": expected.astype(np.float64),
+            "SEEN": seen,
             "VALUES": self.values,
         }
         counts = {
@@ -100,6 +108,7 @@ class Ready:
             "INPUT_COUNT": given.size,
             "OUTPUT_COUNT": wanted.size,
             "IMPORT_COUNT": imported.size,
+            "SINGLE_COUNT": singles.size,
             "LOOK_COUNT": looks.size,
         }
         words = np.zeros(kernel.WORDS, np.int64)
@@ -107,14 +116,17 @@ class Ready:
             words[getattr(kernel, name)] = execute.address(column)
         for name, count in counts.items():
             words[getattr(kernel, name)] = count
-        self._held = words, columns, parameters  # whose addresses are in the words
+        self._held = words, columns, parameters, runs  # whose addresses are in the words
         self._words = execute.address(words)
         self._replay = kernel.replay
         self.parts = kernel
 
-    def forward(self) -> None:
-        """Compute all values."""
-        self._replay(self._words, self.parts.SWEEP)
+    def forward(self, check: bool = False) -> int:
+        """Compute all values; return which of the values looked at has changed, -1 if none."""
+        place: int = self._replay(
+            self._words, self.parts.SWEEP + (self.parts.CHECK if check else 0)
+        )
+        return place
 
     def reverse(self) -> None:
         """Propagate the adjoints that stand in `g`; those of imports remain there."""
@@ -143,17 +155,65 @@ def _steps(tape: Tape, loops: Rolled | None, kernel: Any) -> tuple[Any, list[Any
     while position < n:
         body = loops.starting_at(position) if loops else None
         if body is None:
-            stop = loops.next_start(position, n) if loops else n
+            stop = min(position + SLICE, loops.next_start(position, n) if loops else n)
             next_cell = cell + int(cells[position:stop].sum())
-            rows.append([*interpreters, 0, 0, position, stop, cell, next_cell])
-        else:
-            stop, next_cell = body.stop, cell + body.size
-            parameters.append(body.parameters)
-            code = [kernel.address_of(compiled) for compiled in body.code]
-            where = execute.address(body.parameters)
-            rows.append([*code, where, body.parameters.size, 0, body.loop.count, cell, next_cell])
-        position, cell = stop, next_cell
+            rows.append([*interpreters, 0, 0, position, stop, cell, next_cell, 0, 0, 0])
+            position, cell = stop, next_cell
+            continue
+        parameters.append(body.parameters)
+        known = execute.address(body.parameters), body.parameters.size
+        code = [kernel.address_of(compiled) for compiled in body.code]
+        period, count = body.loop.period, body.loop.count
+        for first in range(0, count, max(1, SLICE // period)):
+            last = min(first + max(1, SLICE // period), count)
+            ends = cell + first * period, cell + last * period
+            rows.append([*code, *known, first, last, *ends, 0, 0, 0])
+        position, cell = body.stop, cell + body.size
     return np.array(rows, np.int64).reshape(-1, kernel.STEP), parameters
+
+
+def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
+    """Sort what decisions look at by the steps that compute it.
+
+    A loop decides the same way again and again, by cells that are evenly spaced: such a run is
+    known by its ends, and its value.  Steps are told their runs, and how many others they reach.
+
+    Returns
+    -------
+    singles : ndarray
+        Which looks are in no run, in the order of cells.
+    runs : ndarray
+        The words of the runs.
+    """
+    cells, seen = decisions.looks()
+    bits = seen.view(np.int64)
+    step = np.searchsorted(steps[:, kernel.NEXT_CELL], cells, "right")
+    sites = decisions.sites()
+    order = np.lexsort((cells, sites, step))
+    single = np.ones(cells.size, np.bool_)
+    rows: list[tuple[int, int, int, int]] = []
+    counts = np.zeros(len(steps), np.int64)
+    # From one look to the next: 0 where the two cannot be in one run, else how far it is.
+    spacing = np.diff(cells[order])
+    for column in (step, sites, bits):
+        spacing[np.diff(column[order]) != 0] = 0
+    edges = np.flatnonzero(np.diff(spacing, prepend=-1, append=-1))
+    ends = np.stack((edges[:-1], edges[1:]), axis=1)
+    for start, stop in ends[np.diff(edges) >= _RUN - 1].tolist():
+        which = order[start : stop + 1]
+        which = which[single[which]]  # the run before may end where this one would begin
+        if which.size >= _RUN and spacing[start] > 0:
+            single[which] = False
+            first = which[0]
+            rows.append((int(cells[first]), which.size, int(spacing[start]), int(bits[first])))
+            counts[step[first]] += 1
+    runs = np.array(rows, np.int64).reshape(-1, kernel.RUN)
+    singles = np.flatnonzero(single)
+    singles = singles[np.argsort(cells[singles], kind="stable")]
+    steps[:, kernel.NEXT_LOOK] = np.searchsorted(cells[singles], steps[:, kernel.NEXT_CELL])
+    steps[:, kernel.RUN_COUNT] = counts
+    steps[:, kernel.RUNS] = execute.address(runs) + 8 * kernel.RUN * (np.cumsum(counts) - counts)
+    return singles, runs
 
 
 def is_small(tape: Tape) -> bool:

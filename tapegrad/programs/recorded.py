@@ -302,6 +302,13 @@ class Recorded:
             if known is not None:
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        ready = execute.ready_sweeps(tape)
+        if ready is not None and not self.decisions.by_functions:
+            place = ready.forward(check=True)
+            tape.done, tape.done_cell = tape.n, tape.flushed_cell
+            if place >= 0:
+                raise self._seen(place)
+            return
         regions = execute.by_regions(tape)
         if regions and not evaluate and not len(self.decisions):
             return

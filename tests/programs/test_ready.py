@@ -156,6 +156,41 @@ def test_a_changed_decision_is_noticed_and_leaves_no_adjoints(never_slow):
     assert program.value_and_grad(3.0, 2.0, argnums=(0, 1)) == (6.0, (2.0, 3.0))
 
 
+def bent(x, y):
+    """Decide a thousand times on one line, mostly in evenly spaced cells, and elsewhere."""
+    total = y
+    for i in range(1000):
+        total = total + (x * 0.001 if total > i * 1e-6 else y)
+        if i in (7, 500):
+            total = total * int(y + 0.5)
+    return total
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("slice_", [1 << 12, 100, 1])
+def test_of_many_decisions_the_first_that_changed_is_named(monkeypatch, slice_, compiled):
+    monkeypatch.setattr(ready, "SLICE", slice_)
+    program = tg.record(bent, 1.0, 1.25)
+    if compiled:
+        program.compile()
+    with tg.progress():
+        expected = program.value_and_grad(0.9, 1.3, argnums=(0, 1))
+    for _ in range(3):
+        program(0.9, 1.3)
+    held = program.tape.replays.ready._held
+    runs, singles = held[-1], held[1]["SINGLES"]
+    assert len(runs) if slice_ > 1 else len(singles) == len(program.decisions)
+    assert program.value_and_grad(0.9, 1.3, argnums=(0, 1)) == expected
+    for point in ((-50.0, 1.0), (-2.0, 1.2), (1.0, 1.75), (0.1, -1.0), (-1.0, 0.9)):
+        numbers = []
+        for context in (tg.progress(), tg.executor("compiled")):
+            with context, pytest.raises(tg.ControlFlowChanged) as caught:
+                program.value_and_grad(*point)
+            numbers.append((caught.value.number, caught.value.outcome))
+        assert numbers[0] == numbers[1]
+    assert program.value_and_grad(0.9, 1.3, argnums=(0, 1)) == expected
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_nan_that_was_looked_at_stays_a_nan():
     def f(x):
