@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from .rolled import Replays
 from .simplify import simplify
 from .splice import Template, run_of
 
+if TYPE_CHECKING:
+    from .prepared import PreparedJacobian
+
 P = TypeVar("P", bound="Recorded")
 
 
@@ -46,6 +49,7 @@ class Recorded:
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Any] = {}  # programs, by argnums
         self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparse.sparsity`
+        self._dense: dict[Any, PreparedJacobian | None] = {}  # by inputs and mode; None: used once
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
@@ -102,7 +106,7 @@ class Recorded:
         program._name, program.lock, program.captured = name, threading.RLock(), captured
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
-        program._gradients, program._sparse = {}, {}
+        program._gradients, program._sparse, program._dense = {}, {}, {}
         program._template, program._function = None, None
         program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
@@ -241,6 +245,7 @@ class Recorded:
                 output.cells = int(to[output.cells]) if run else to[output.cells]
         self.decisions.rename(to)
         self._template = None
+        self._dense.clear()
         replays = self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
         return replays
 
@@ -282,7 +287,12 @@ class Recorded:
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
 
-    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
+    def _run(
+        self,
+        leaves: Sequence[Any],
+        evaluate: bool = True,
+        prepared: PreparedJacobian | None = None,
+    ) -> None:
         """Put arguments in their places and compute, unless a backward sweep is going to do that.
 
         Decisions are checked, so where there are any, all is computed.
@@ -296,10 +306,13 @@ class Recorded:
             if known is not None:
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
-        regions = execute.by_regions(tape)
-        if regions and not evaluate and not len(self.decisions):
-            return
-        execute.evaluate(tape, self._needed() if regions else None)
+        if prepared is not None:
+            prepared.evaluate()
+        else:
+            regions = execute.by_regions(tape)
+            if regions and not evaluate and not len(self.decisions):
+                return
+            execute.evaluate(tape, self._needed() if regions else None)
         changed = self.decisions.check(v)
         if changed is not None:
             number, outcome = changed
