@@ -76,7 +76,8 @@ def start_of(how):
 @helper
 def is_beyond(a, b, how):
     """Whether numbers stay when they meet others in a maximum or minimum; a nan does."""
-    return (a > b if how == MAXIMUM else a < b) | (a != a)
+    sign = 1.0 if how == MAXIMUM else -1.0
+    return (sign * a > sign * b) | (a != a)
 
 
 @helper
@@ -349,16 +350,15 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         elif kind == SUM:
             sums = word(buffers, word(w, EXTRA)) + VECTOR * c
             whole = lanes // WIDTH * VECTOR
-            partial = load(sums)
-            if how < MAXIMUM:
+            if how >= MAXIMUM:
+                for m in range(0, lanes, WIDTH):
+                    join(sums, row + 8 * m, min(WIDTH, lanes - m), how)
+            else:
+                partial = load(sums)
                 for m in range(0, whole, VECTOR):
                     partial = partial + load(row + m)
-            else:
-                for m in range(0, whole, VECTOR):
-                    numbers = load(row + m)
-                    partial = select(is_beyond(partial, numbers, how), partial, numbers)
-            store(sums, partial)
-            join(sums, row + whole, lanes % WIDTH, how)
+                store(sums, partial)
+                add(sums, row + whole, lanes % WIDTH)
         elif kind == WALK:
             carry(d, w, target, index_of(w, buffers), how, lane, lanes, row)
         elif kind == PRIVATE:
