@@ -9,7 +9,6 @@ element a sample (`tapegrad.batches.vmap`). What a value is, only the target kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +48,9 @@ class Target(Protocol):
 
     def op(self, row: str, *values: Value) -> Value:
         """Append a row of the table and return its result."""
+
+    def extremum(self, row: str, values: Sequence[Value]) -> Value:
+        """Append the "max" or "min" of values: ties share, where there is a derivative to be."""
 
 
 def can_unroll(tape: Tape) -> bool:
@@ -236,10 +238,9 @@ def _extremum(row: str) -> Callable[..., Any]:
         flat = x.transpose(*kept, *axis).reshape(*shape, -1)
         result = np.empty(shape, object)
         for index in np.ndindex(*shape):
-            result[index] = reduce(
-                lambda one, other: _Term(one.target, one.target.op(row, one.value, other.value)),
-                flat[index],
-            )
+            target = flat[index][0].target
+            values = [term.value for term in flat[index]]
+            result[index] = _Term(target, target.extremum(row, values))
         return result  # its order is that of the result with axes kept, too
 
     return extremum
@@ -251,7 +252,7 @@ _BY_ELEMENT: dict[str, Callable[..., Any]] = {
     "cumsum": np.cumsum,
     "cumprod": np.cumprod,
     "matmul": np.matmul,
-    "max": _extremum("maximum"),
-    "min": _extremum("minimum"),
+    "max": _extremum("max"),
+    "min": _extremum("min"),
 }
 """How structural rows are computed on arrays of terms."""

@@ -15,7 +15,21 @@ import numpy as np
 
 from ..kernels import words as W
 from ..window import Shape, coalesce
-from .region import ADD, ARITIES, BASE, BUFFER, INDEX, OFFSET, ROW, STRIDES, Ints, Region
+from .region import (
+    ADD,
+    ARITIES,
+    BASE,
+    BUFFER,
+    HOW,
+    INDEX,
+    MAXIMUM,
+    OFFSET,
+    ROW,
+    SET,
+    STRIDES,
+    Ints,
+    Region,
+)
 
 LANES = 128
 """Lanes of a block: enough to hide the dispatch, few enough that rows stay in the first cache."""
@@ -126,7 +140,7 @@ class Lowered:
                 out.window,
                 strides_at + i * ndim,
                 KIND=_OUT[out.kind],
-                ADD=int(out.add),
+                HOW=out.how,
                 PLACED=int(out.placed),
                 STREAMED=int(out.streamed),
                 ZERO=int(out.zero),
@@ -155,7 +169,7 @@ class _Out:
         w = window.tolist()
         self.row, self.buffer, self.offset = w[ROW], w[BUFFER], w[OFFSET]
         self.gathered = w[INDEX] >= 0
-        self.add = bool(w[ADD])
+        self.how = w[HOW]
         self.shape, (self.strides,) = coalesce(region.shape, [tuple(w[STRIDES:])])
         reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
         self.low = self.offset + sum(r for r in reach if r < 0)
@@ -187,6 +201,10 @@ class _Out:
         if self.gathered or self.uniform or self.strides[-1]:
             return 0
         return self.shape[-1] if _injective(self.shape[:-1], self.strides[:-1]) else 0
+
+    def meet(self) -> None:
+        """Let lanes change what others have left, from what stands there before the first."""
+        self.zero, self.how = self.how != ADD, max(self.how, ADD)
 
     def meets(self, other: _Out) -> bool:
         """Whether the two may reach one element."""
@@ -231,6 +249,8 @@ def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
     alone = [out for out in outs if not any(out.meets(other) for other in outs if other is not out)]
     rest = [out for out in outs if out not in alone]
     for out in alone:
+        if out.injective and out.how >= MAXIMUM:
+            out.how = SET  # the extreme of one lane
         if out.flat:
             out.kind = "FLAT"
         elif out.uniform:
@@ -238,25 +258,28 @@ def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
         elif out.injective:
             out.kind = "WALK"
         elif chunks == 1 or (out.run and chunk % out.run == 0):
-            out.kind, out.zero, out.add = "WALK", not out.add, True
+            out.kind = "WALK"
+            out.meet()
         else:
             _put_aside(out, n, chunks)
     if not rest:
         return alone
+    if any(out.how >= MAXIMUM for out in rest):
+        raise ValueError("an out-window of extremes meets another one")
     rest.sort(key=lambda out: -out.offset)
     lead, low = rest[0], min(out.low for out in rest)
     halo = lead.low - low
     if all(out.flat for out in rest) and 0 < halo <= chunk and chunks > 1:
-        follow_add = all(out.add for out in rest[1:])
+        follow_add = all(out.how == ADD for out in rest[1:])
         for out in rest:
             out.kind, out.shift, out.halo, out.lead = "FOLLOW", out.low - low, halo, lead
-            out.zero, out.add = not out.add, True
+            out.meet()
         lead.kind, lead.low, lead.extra = "LEAD", low, halo * chunks
         if follow_add and lead.zero:
-            lead.zero, lead.add = False, False
+            lead.zero, lead.how = False, SET
         return alone + rest
     for out in rest:
-        out.zero, out.add = not out.add, True
+        out.meet()
         if chunks == 1:
             out.kind = "WALK"
         else:
@@ -278,11 +301,11 @@ def _choose_places(region: Region, outs: list[_Out]) -> None:
     flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
     streams = 8 * region.size * flat > STREAM_BYTES
     for out in outs:
-        if streams and out.kind == "FLAT" and not out.add:
+        if streams and out.kind == "FLAT" and out.how == SET:
             out.streamed = True
             continue
         if out.kind == "LEAD" and rows.count(out.row) > 1:
             continue  # those that follow change what lies there
-        if out.kind in ("FLAT", "LEAD") and not out.add and out.row in results:
+        if out.kind in ("FLAT", "LEAD") and out.how == SET and out.row in results:
             out.placed = True
             results.discard(out.row)

@@ -15,6 +15,7 @@ in-window of stride 0, so that each is the adjoint of the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -30,7 +31,10 @@ Codes = np.ndarray[Any, np.dtype[np.uint16]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # Columns of a window; the strides follow, one an axis.
-ROW, BUFFER, OFFSET, INDEX, BASE, ADD, STRIDES = range(7)
+ROW, BUFFER, OFFSET, INDEX, BASE, HOW, STRIDES = range(7)
+
+SET, ADD, MAXIMUM, MINIMUM = range(4)
+"""How an out-window changes its elements."""
 
 ARITIES = np.array([ARITY.get(name, 0) for name in ROW_OF], np.uint8)
 """Number of operands by opcode."""
@@ -67,7 +71,8 @@ class Region:
         `OFFSET` place of lane 0
         `INDEX`  number of the buffer of an index array (uint32), or -1
         `BASE`   what is added to what an index array holds; 0 without one
-        `ADD`    0: out-window replaces what its elements held; 1: it adds to it
+        `HOW`    `SET`: an out-window replaces what its elements held; `ADD`: it adds to it;
+                 `MAXIMUM`, `MINIMUM`: it replaces that by the extreme of the lanes
         strides  places from one lane to the next along each axis; may be 0 or negative
         ======== =======================================================================
 
@@ -82,9 +87,10 @@ class Region:
     -----
     An element that an out-window reaches is made zero, if any out-window that reaches it replaces;
     then the lanes that reach it are added, of all windows. So a window that carries several lanes
-    to one element sums them. The order of additions depends on nothing but the region: the same
-    bits come out for any number of threads. No out-window reaches an element that an in-window
-    reads, and buffers of different numbers do not overlap.
+    to one element sums them. One of extremes takes the largest or the smallest, nan if there is
+    any, as NumPy does, and no other out-window reaches its elements. The order of additions depends
+    on nothing but the region: the same bits come out for any number of threads. No out-window
+    reaches an element that an in-window reads, and buffers of different numbers do not overlap.
     """
 
     __slots__ = ("__weakref__", "buffers", "code", "constants", "inputs", "lowered", "outputs",
@@ -139,7 +145,8 @@ class Region:
         for op, row, *operands in self.code.tolist():
             used = ", ".join(f"r{x}" for x in operands[: ARITIES[op]])
             lines.append(f"r{row} = {ROW_OF[op]}({used})")
-        lines += [f"{_shown(w)} {'+' * w[ADD]}= r{w[ROW]}" for w in self.outputs.tolist()]
+        signs = ("=", "+=", "max=", "min=")
+        lines += [f"{_shown(w)} {signs[w[HOW]]} r{w[ROW]}" for w in self.outputs.tolist()]
         return "\n".join(lines)
 
 
@@ -212,6 +219,11 @@ class RegionBuilder:
         self._code += (opcode, *values, *(0,) * (3 - len(values)))
         return len(self._code) // 4 - 1
 
+    def extremum(self, row: str, values: Sequence[int]) -> int:
+        """Append what gives the "max" or "min" of values, lane by lane."""
+        step = {"max": "maximum", "min": "minimum"}[row]
+        return reduce(lambda one, other: self.op(step, one, other), values)
+
     def output(
         self,
         value: int,
@@ -220,12 +232,14 @@ class RegionBuilder:
         offset: int = 0,
         *,
         add: bool = False,
+        how: int = SET,
         index: int = -1,
         base: int = 0,
     ) -> None:
-        """Carry a value out through a window."""
+        """Carry a value out through a window; `add` stands for ``how=ADD``."""
         strides = self._checked(strides)
-        self._outputs.append([value, buffer, offset, index, base, int(add), *strides])
+        how = ADD if add else how
+        self._outputs.append([value, buffer, offset, index, base, how, *strides])
 
     def _checked(self, strides: Sequence[int]) -> Sequence[int]:
         if len(strides) != len(self.shape):
@@ -319,8 +333,10 @@ def run_reference(region: Region, buffers: Sequence[Any]) -> None:
         rows[row] = [rule(*values) for values in zip(*columns, strict=True)]
     places = [lanes_of(region, window, buffers) for window in region.outputs]
     for window, elements in zip(region.outputs, places, strict=True):
-        if not window[ADD]:  # -0.0, to which adding anything gives just that
-            buffers[window[BUFFER]][elements] = -0.0
+        if window[HOW] != ADD:  # -0.0, to which adding anything gives just that
+            start = {SET: -0.0, MAXIMUM: -np.inf, MINIMUM: np.inf}[int(window[HOW])]
+            buffers[window[BUFFER]][elements] = start
     with np.errstate(all="ignore"):
         for window, elements in zip(region.outputs, places, strict=True):
-            np.add.at(buffers[window[BUFFER]], elements, rows[window[ROW]])
+            meet = {MAXIMUM: np.maximum, MINIMUM: np.minimum}.get(int(window[HOW]), np.add)
+            meet.at(buffers[window[BUFFER]], elements, rows[window[ROW]])
