@@ -32,7 +32,7 @@ from ..transforms.adjoint import descriptor
 from ..window import Shape, Window
 
 MAX_CELLS = 1 << 15
-"""Cells of a tape that is taken apart, at most: a longer one serves each sample well by itself."""
+"""Cells of a tape that is taken apart, at most, unless many samples make up for the time."""
 
 MAX_PRODUCTS = 1 << 15
 """Products of elements in a product of matrices that is taken apart, at most."""
@@ -53,9 +53,9 @@ class Target(Protocol):
         """Append the "max" or "min" of values: ties share, where there is a derivative to be."""
 
 
-def can_unroll(tape: Tape) -> bool:
+def can_unroll(tape: Tape, most: int | None = None) -> bool:
     """Whether a finished tape is short enough, and of operations that are known by element."""
-    if tape.flushed_cell - tape.input_cells > MAX_CELLS:
+    if length(tape) > (MAX_CELLS if most is None else most):
         return False
     from ..ops.structural import STRUCTURAL  # loaded with the first structural operation
 
@@ -66,6 +66,11 @@ def can_unroll(tape: Tape) -> bool:
         if name == "matmul" and _products(call) > MAX_PRODUCTS:
             return False
     return True
+
+
+def length(tape: Tape) -> int:
+    """Return how many cells a tape computes."""
+    return tape.flushed_cell - tape.input_cells
 
 
 def _products(call: Any) -> int:

@@ -15,7 +15,7 @@ in-window of stride 0, so that each is the adjoint of the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..kernels.allocation import allocate
 from ..kernels.opcodes import ARITY, KINDS, ROW_OF, UNARY
 from ..kernels.rules import FORWARD
 from ..window import Shape, Window
+from .cutting import MOST_ROWS, NONE, Cut
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Codes = np.ndarray[Any, np.dtype[np.uint16]]
@@ -261,6 +262,78 @@ class RegionBuilder:
         for window, value in zip(self._outputs, fused.results, strict=True):
             window[0] = value
         return self
+
+    def finish_in_parts(self, buffer: int, most: int = MOST_ROWS) -> tuple[list[Region], int]:
+        """Return what was appended as regions of at most `most` rows, to be run in their order.
+
+        Parameters
+        ----------
+        buffer : int
+            Number of the buffer through which values go from one part to another.
+        most : int
+
+        Returns
+        -------
+        regions : list of Region
+        places : int
+            How many values wait in that buffer. In the regions' windows on it, offsets are numbers
+            of values and strides are 0: whoever knows how many lanes there are makes room.
+        """
+        try:
+            whole = self.finish()
+        except RegionTooLarge:
+            whole = None
+        if whole is not None and whole.rows <= most:
+            return [whole], 0
+        used = np.array(self._used())
+        lines = np.array(self._code, np.int64).reshape(-1, 4)
+        operands = lines[:, 1:].copy()
+        operands[np.arange(3) >= np.where(used, ARITIES[lines[:, 0]], 0)[:, None]] = NONE
+        cut = Cut(operands, most)
+        constants = np.frombuffer(b"".join(self._constants), np.float64).tolist()
+        still = (0,) * len(self.shape)
+        regions = []
+        for part in cut.parts:
+            build = RegionBuilder(self.shape)
+            known = {value: build.input(buffer, still, place) for value, place in part.brought}
+            value_of = partial(self._in_part, build, known, constants)
+
+            for i in (part.start + np.flatnonzero(used[part.start : part.stop])).tolist():
+                op, *values = lines[i].tolist()
+                known[i] = build.op(op, *map(value_of, values[: ARITIES[op]]))
+            for window in self._outputs:
+                value = window[0]
+                if part.start <= value < part.stop or (value < 0 and part.start == 0):
+                    build._outputs.append([value_of(value), *window[1:]])
+            for value, place in part.carried:
+                build.output(known[value], buffer, still, place)
+            regions.append(build.finish())
+        return regions, cut.places
+
+    def _in_part(
+        self, build: RegionBuilder, known: dict[int, int], constants: list[float], value: int
+    ) -> int:
+        """Return a value as another builder numbers it."""
+        if value in known:
+            return known[value]
+        if value % 2 == 0:
+            return build.constant(constants[(-2 - value) // 2])
+        w = self._inputs[(-1 - value) // 2]
+        return build.input(w[BUFFER], w[STRIDES:], w[OFFSET], index=w[INDEX], base=w[BASE])
+
+    def _used(self) -> list[bool]:
+        """Return which instructions results depend on."""
+        used = [False] * (len(self._code) // 4)
+        for window in self._outputs:
+            if window[0] >= 0:
+                used[window[0]] = True
+        for i in range(len(used) - 1, -1, -1):
+            if used[i]:
+                op, *values = self._code[4 * i : 4 * i + 4]
+                for value in values[: ARITIES[op]]:
+                    if value >= 0:
+                        used[value] = True
+        return used
 
     def finish(self) -> Region:
         """Return the region: rows allocated by liveness, without instructions nothing needs."""
