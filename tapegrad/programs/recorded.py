@@ -52,6 +52,7 @@ class Recorded:
         self._dense: dict[Any, PreparedJacobian | None] = {}  # by inputs and mode; None: used once
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self._origin: Function | None = None  # what a gradient is computed by in case of doubt
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
@@ -107,7 +108,7 @@ class Recorded:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._sparse, program._dense = {}, {}, {}
-        program._template, program._function = None, None
+        program._template, program._function, program._origin = None, None, None
         program._chosen, program.lanes = {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
