@@ -6,6 +6,7 @@ How it is recorded and swept is in `tapegrad.programs.recorded`.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,10 @@ class Program(Recorded):
             return trees.unflatten(self._out_tree, self._splice(leaves))
         with self.lock:
             self._run(leaves)
-            return self._read()
+            result = self._read()
+        if self._origin is not None and not _is_finite(result):
+            return self._origin(*args, **kwargs)
+        return result
 
     def value_and_grad(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
         """Run the program and return its value, a single number, and the gradient.
@@ -199,6 +203,11 @@ class Program(Recorded):
                 args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
             derived._name, derived._function = f"gradient of {self._name}", None
+            # A sweep carries on nothing that is zero, be it multiplied by infinity; what is derived
+            # cannot skip, and may answer nan where a sweep does not.
+            derived._origin = lambda *args, **kwargs: self.value_and_grad(
+                *args, argnums=argnums, **kwargs
+            )[1]
             self._gradients[key] = derived
         return derived
 
@@ -534,6 +543,15 @@ class Program(Recorded):
             elif part is not None:
                 parts[i] = check_seed(part, known.shape)
         return parts
+
+
+def _is_finite(result: Any) -> bool:
+    """Whether all numbers of a result are finite."""
+    if isinstance(result, float):
+        return math.isfinite(result)
+    parts = [np.ravel(part) for part in trees.flatten(result)[0]]
+    # Numbers whose squares overflow are looked at again.
+    return all([math.isfinite(x.dot(x)) or bool(np.isfinite(x).all()) for x in parts])
 
 
 def _is_whole(x: Any) -> bool:

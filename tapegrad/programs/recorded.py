@@ -57,6 +57,7 @@ class Recorded:
         self._dense: dict[Any, PreparedJacobian | None] = {}  # by inputs and mode; None: used once
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self._origin: Function | None = None  # what a gradient is computed by in case of doubt
         self._calls: Calls | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         self.samples_met: dict[Any, int] = {}  # by a long program that has no lanes yet
@@ -114,7 +115,8 @@ class Recorded:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._sparse, program._dense = {}, {}, {}
-        program._template, program._function, program._calls = None, None, None
+        program._template, program._function = None, None
+        program._origin, program._calls = None, None
         program._chosen, program.lanes, program.samples_met = {}, {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results

@@ -206,9 +206,9 @@ def jacobian(
     mode : {"auto", "forward", "reverse"}, optional
         How to sweep.  "auto" sweeps backward where the arguments have more elements than the
         output, or an operation has no forward rule, and forward otherwise.  Both give the same
-        derivatives to rounding; where a partial is infinite, a forward sweep carries an exact zero
-        past it, and a backward sweep may answer nan.  Within another derivative the sweep is always
-        backward.
+        derivatives to rounding; where a partial is infinite and another one zero, a forward sweep
+        carries nothing on, and a backward sweep may answer nan.  Within another derivative the
+        sweep is always backward.
 
     Returns
     -------
