@@ -47,7 +47,7 @@ AXES = 6  # that a region has at most
 WINDOW = 6  # words of a window before its strides, as in tapegrad/regions/region.py
 NONE = 1 << 40
 BY_REGIONS, BY_OTHERS = 1, 2
-STORE_ALL, STORE_OUTSIDE, REVERSE = 1, 2, 4
+STORE_ALL, STORE_OUTSIDE, REVERSE, STORE_SUMS = 1, 2, 4, 8
 
 
 @helper
@@ -495,8 +495,8 @@ def write(
     Parameters
     ----------
     mode : int
-        `STORE_ALL` or `STORE_OUTSIDE`: which values are carried out; `REVERSE`: their adjoints are
-        taken from `ADJOINTS`, and those of operands carried out.
+        `STORE_ALL`, or `STORE_OUTSIDE` and `STORE_SUMS`: which values are carried out. `REVERSE`:
+        their adjoints are taken from `ADJOINTS`, and those of operands carried out.
     entered
         By instruction: whether adjoints come to it from `ADJOINTS`.
     own
@@ -534,7 +534,9 @@ def write(
                 )  # fmt: skip
             known_ids[i - start, k] = ids[k]
             where += 2 + axes
-        stored = mode & STORE_ALL or (mode & STORE_OUTSIDE and (o == HOST or outside[i]))
+        stored = mode & STORE_ALL
+        stored |= mode & STORE_OUTSIDE and outside[i]
+        stored |= mode & STORE_SUMS and o == HOST
         if o == LANES:
             value[i] = push(
                 code, counts, t[at], ids[0], ids[1] if operands > 1 else 0,

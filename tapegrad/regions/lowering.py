@@ -26,6 +26,9 @@ CACHE_BYTES = 1 << 19
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
 
+AHEAD_BYTES = 1 << 20
+"""Arrays beyond which a block's arguments are asked for while the one before is computed."""
+
 READ_OFTEN = 6
 """Instructions that read an in-window from which it is copied to where vectors are aligned."""
 
@@ -78,10 +81,12 @@ class Lowered:
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
             arranged += _arrange(together, n, chunk, self.chunks)
-        _choose_places(region, arranged)
-        self._write(region, arranged, block, chunk)
+        flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
+        moved = 8 * region.size * flat
+        _choose_places(region, arranged, streams=moved > STREAM_BYTES)
+        self._write(region, arranged, block, chunk, ahead=moved > AHEAD_BYTES)
 
-    def _write(self, region: Region, outs: list[_Out], block: int, chunk: int) -> None:
+    def _write(self, region: Region, outs: list[_Out], block: int, chunk: int, ahead: bool) -> None:
         inputs = region.inputs
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
@@ -114,6 +119,7 @@ class Lowered:
                 strides_at + i * ndim,
                 KIND=_in_kind(region.shape, w),
                 ALIGNED=int(read[w[ROW]] >= READ_OFTEN),
+                AHEAD=int(ahead),
             )
             strides += w[STRIDES:]
         numbers: dict[int, int] = {}
@@ -271,12 +277,10 @@ def _put_aside(out: _Out, n: int, chunks: int) -> None:
         out.kind, out.extra = "LATER", n
 
 
-def _choose_places(region: Region, outs: list[_Out]) -> None:
-    """Let results be written where they are to go, a row to one place."""
+def _choose_places(region: Region, outs: list[_Out], streams: bool) -> None:
+    """Let results be written where they are to go, a row to one place, or past the cache."""
     results = set(region.code[:, 1].tolist())
     rows = [out.row for out in outs]
-    flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
-    streams = 8 * region.size * flat > STREAM_BYTES
     for out in outs:
         if streams and out.kind == "FLAT" and not out.add:
             out.streamed = True
