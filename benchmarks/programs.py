@@ -1,5 +1,6 @@
 """asv: what it costs to finish a program, and to replay it."""
 
+import statistics
 import time
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 import tapegrad as tg
 from tapegrad import execute
 from tapegrad.programs import gradients
+from tapegrad.programs.recorded import READY_AFTER
 
-from .measuring import cpu_time
+from .measuring import cpu_time, repeat
 from .peers.case import Options
 from .peers.w1 import PEERS as LOOPS
 from .peers.w2 import PEERS as POINTS
@@ -34,6 +36,41 @@ class Replay:
 
     def time_points(self, operations):
         self.points()
+
+
+def finishing(name, operations):
+    """Return the CPU seconds that one program takes from the end of its function on."""
+    if name == "loop":
+        f, arguments = (lambda x, a, b: scalar_loop(x, a, b, operations // 8, np.sin)), LOOP_POINT
+    else:
+        n = operations // 8
+        f, arguments = (lambda x: rosenbrock(x, n)), (rosenbrock_point(n),)
+    ended = 0.0
+
+    def noting_the_end(*inputs):
+        nonlocal ended
+        result = f(*inputs)
+        ended = time.process_time()
+        return result
+
+    with tg.executor("compiled"):
+        tg.record(noting_the_end, *arguments)
+    return time.process_time() - ended
+
+
+class Finish:
+    """Finishing a program, an instruction: evaluating, simplifying, finding what it captured."""
+
+    params = (("loop", "points"), (100_000, 1_000_000))
+    param_names = ("program", "operations")
+    unit = "ns"
+
+    def setup(self, program, operations):
+        finishing(program, 1_000)
+
+    def track_instruction(self, program, operations):
+        seconds = statistics.median(finishing(program, operations) for _ in range(5))
+        return 1e9 * seconds / operations
 
 
 class Record:
@@ -107,20 +144,36 @@ def _branches(x, a, steps):
     return x
 
 
+def guards_share(operations, compiled, rounds=50):
+    """Return what checking decisions adds to a replay, a decision every seven operations, in %.
+
+    The kernel of replays is called with and without the check, in turn.
+    """
+    with tg.executor("compiled"):
+        program = tg.record(lambda x, a: _branches(x, a, operations // 7), 0.3, 1.1)
+        for _ in range(READY_AFTER):
+            program.value_and_grad(0.3, 1.1)
+        if compiled:
+            program.compile()
+    ready = program.tape.replays.ready
+    parts = ready.parts
+    unguarded = parts.PUT + parts.SWEEP + parts.SEED + parts.SWEEP_BACK + parts.GIVE_ADJOINTS
+    times = max(1, 20_000 // operations)
+    seconds = [[], []]
+    for _ in range(rounds):
+        for which, asked in enumerate((unguarded, unguarded + parts.CHECK)):
+            ready.values[:2] = 0.3, 1.1
+            seconds[which].append(cpu_time(repeat(ready.call(asked), times)))
+    without, with_check = map(min, seconds)
+    return 100 * (with_check / without - 1)
+
+
 class Guards:
     """What checking decisions adds to a replay, one decision for seven operations."""
 
-    params = (100, 10_000, 1_000_000)
-    param_names = ("operations",)
+    params = ((100, 10_000, 1_000_000), ("interpreted", "compiled"))
+    param_names = ("operations", "loops")
     unit = "%"
 
-    def track_share(self, operations):
-        arguments = 0.3, 1.1, operations // 7
-        with tg.executor("compiled"):
-            program = tg.record(_branches, *arguments)
-            values = program.tape.arena.v.array
-            replays, checks = [], []
-            for _ in range(50):
-                replays.append(cpu_time(lambda: program.value_and_grad(*arguments)))
-                checks.append(cpu_time(lambda: program.decisions.check(values)))
-        return 100 * min(checks) / (min(replays) - min(checks))
+    def track_share(self, operations, loops):
+        return guards_share(operations, loops == "compiled")

@@ -31,7 +31,7 @@ WINDOW = (
     "OFFSET",
     "INDEX",  # buffer of an index array
     "BASE",
-    "ADD",
+    "HOW",  # one of `HOWS`: what lanes do to the element that they meet
     "STRIDES",  # word of the first stride
     "PLACED",  # whether the row itself lies there while a whole block runs
     "STREAMED",  # whether it is written past the cache, where it is aligned
@@ -56,6 +56,8 @@ OUT_KINDS = (
     "LEAD",  # of windows on consecutive elements that overlap, the highest
     "FOLLOW",  # and the others, which add to what it has set
 )
+HOWS = ("SET", "ADD", "MAXIMUM", "MINIMUM")
+"""As in `tapegrad.regions.region`."""
 
 HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)

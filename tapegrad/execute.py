@@ -33,7 +33,8 @@ from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .regions.threads import run_addresses
 
 if TYPE_CHECKING:
-    from .programs.rolled import ReadySweeps, Rolled
+    from .programs.ready import Ready
+    from .programs.rolled import Rolled
     from .storage import Floats
     from .tape import Import, Tape
 
@@ -63,10 +64,13 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "vector", "derive")
+FAMILIES = ("scalar", "lanes", "regions", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
+overriding: list[Any] = []
+"""Contexts in which small programs are swept as others are: the reference executor, progress."""
+
 _load_lock = threading.Lock()
 
 
@@ -141,9 +145,13 @@ def executor(name: str) -> Iterator[None]:
     if name not in ("reference", "compiled"):
         raise ValueError(f"executor must be 'reference' or 'compiled', not {name!r}")
     _forced.append(name)
+    if name == "reference":
+        overriding.append(name)
     try:
         yield
     finally:
+        if name == "reference":
+            overriding.pop()
         _forced.pop()
 
 
@@ -178,11 +186,9 @@ def evaluate(tape: Tape, needed: tuple[tuple[int, int], ...] | None = None) -> N
                 _timed(tape, _forward, tape)
 
 
-def ready_sweeps(tape: Tape) -> ReadySweeps | None:
+def ready_sweeps(tape: Tape) -> Ready | None:
     """Return the sweeps of a program that are ready to be made, if they are to be used."""
-    if tape.replays is None or watching.sweeps is not None:
-        return None
-    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
+    return None if tape.replays is None or overriding else tape.replays.ready
 
 
 class _Watching(threading.local):
@@ -298,11 +304,16 @@ def by_regions(tape: Tape) -> bool:
 
 
 def _addresses(
-    tape: Tape, plan: Plan, g: Floats | None, adjoints: list[Floats | None]
+    tape: Tape,
+    plan: Plan,
+    g: Floats | None,
+    adjoints: list[Floats | None],
+    ties: Floats | None = None,
 ) -> list[int]:
     """Return the addresses of the buffers of a plan's regions."""
     v = address(tape.arena.v.array)
     table = [v, address(tape.k.array()), 0 if g is None else address(g), address(tape.x.array())]
+    table.append(0 if ties is None else address(ties))
     for i, number in enumerate(plan.own):
         entry = tape.imports[number]
         table.append(v + 8 * entry.cell if entry.values is None else address(entry.values))
@@ -373,6 +384,8 @@ def gradient(
         return None
     if tape.lent and any(tape.imports[i].values is not None for i in plan.in_arena):
         _copy_lent(tape)
+    if plan.ties and tape.done and tape.sparse is None:
+        return None  # values by other means, whose last digits may keep lanes from equalling them
     if tape.sparse is not None and tape.sparse is not plan:  # which kept other values
         tape.sparse, tape.done, tape.done_cell = None, 0, 0
     fresh = tape.done == 0
@@ -396,7 +409,8 @@ def _sweep_by_plan(
     fresh: bool,
 ) -> None:
     """Run a plan forward, if its values are not known yet, and backward."""
-    table = _addresses(tape, plan, g, own)
+    ties = results.take(plan.ties) if plan.ties else None
+    table = _addresses(tape, plan, g, own, ties)
     steps = plan.steps
     last = plan.fused if plan.fused >= 0 else len(steps)
     if fresh:
@@ -438,6 +452,8 @@ def _step_backward(
             adjoint = own[number]
             if adjoint is not None:
                 adjoint[low:high] = 0.0
+        if step.ties is not None:
+            run_addresses(step.ties, table)
         if step.backward is not None:
             run_addresses(step.backward, table)
         for low, high in step.used:

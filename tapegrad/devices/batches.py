@@ -123,7 +123,7 @@ class DeviceMap:
 
     def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
         lanes = task.lanes(self._program)
-        if lanes is None:
+        if lanes is None or lanes.waiting:
             raise NotImplementedError(
                 "a device runs elementwise operations, sums, products of small matrices, minima "
                 f"and maxima; this program has others, or is too long for a device: use the "
