@@ -356,7 +356,11 @@ def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
 
 
 def gradient(
-    tape: Tape, g: Floats, seeds: list[tuple[Any, Floats]], wanted: list[bool] | None = None
+    tape: Tape,
+    g: Floats,
+    seeds: list[tuple[Any, Floats]],
+    wanted: list[bool] | None = None,
+    values: bool = True,
 ) -> list[tuple[Import, Floats]] | None:
     """Sweep a tape forward as far as need be and backward by regions, if that pays.
 
@@ -370,6 +374,8 @@ def gradient(
         Where adjoints start: the first of a run of cells, or an array of cells.
     wanted : list of bool, optional
         Of which imports adjoints are wanted; by default of those that stand for something.
+    values : bool
+        Whether sums are computed, too, that no adjoint depends on.
 
     Returns
     -------
@@ -385,7 +391,7 @@ def gradient(
         wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
     active = np.array(wanted, np.uint8)
     reach = tuple([stretch(cells, seed.size) for cells, seed in seeds if seed.size])
-    plan = plan_of(tape, 0, "gradient", reach, active)
+    plan = plan_of(tape, 0, "gradient" if values else "adjoints", reach, active)
     if plan.count < 0:
         return None
     if tape.lent and any(tape.imports[i].values is not None for i in plan.in_arena):
