@@ -56,12 +56,6 @@ DEGREES_PER_RADIAN = 57.29577951308232
 
 
 @helper
-def float32(x: float) -> float:
-    """Return x rounded to single precision."""
-    return float(np.float32(x))
-
-
-@helper
 def sign(x: float) -> float:
     """Return -1, 0 or 1 as x is negative, zero or positive."""
     if x > 0.0:
@@ -295,7 +289,7 @@ def sinc_derivative(n: float, x: float) -> float:
 
 WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "05589620ec024e39"
+SIMD_TEXT = "2673fe2661cbe4d6"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2
@@ -1305,9 +1299,6 @@ def rare(o, x, y, z):
     # sign
     if o == 22:
         value = sign(x)
-    # float32
-    elif o == 24:
-        value = float32(x)
     # remainder
     elif o == 64:
         value = remainder(x, y)
@@ -1407,6 +1398,11 @@ def block(code, instructions, rows, lanes):
         elif o == 23:
             for m in range(0, stop, VECTOR):
                 value = simd.copysign(load(x + m), load(y + m))
+                store(r + m, value)
+        # float32
+        elif o == 24:
+            for m in range(0, stop, VECTOR):
+                value = simd.single(load(x + m))
                 store(r + m, value)
         # power
         elif o == 26:

@@ -16,6 +16,7 @@ _SIMD = {
     "abs": "fabs",
     "ceil": "simd.ceil",
     "copysign": "simd.copysign",
+    "float32": "simd.single",
     "floor": "simd.floor",
     "rint": "simd.rint",
     "sqrt": "simd.sqrt",
