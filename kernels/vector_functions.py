@@ -464,7 +464,8 @@ def vcbrt(x: V) -> V:
     third = shift_down(e * 21846, 16)  # e // 3.
     rest = e - third * 3
     f = from_bits((i & FRACTION_BITS) | ONE_BITS)
-    m = from_bits((i & FRACTION_BITS) | ((rest + BIAS) << FRACTION))  # Its exponent is 0, 1 or 2.
+    # Its exponent is 0, 1 or 2.
+    m = from_bits((i & FRACTION_BITS) | ((rest + BIAS) << FRACTION))
     root = select(rest == 0, 1.0, select(rest == 1, 1.2599210498948732, 1.5874010519681996))
     y = polynomial(f, CBRT_FIT) * root
     inverse = 1.0 / m

@@ -59,7 +59,7 @@ HOWS = ("SET", "ADD", "MAXIMUM", "MINIMUM")
 
 HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
-WIDTH = 16
-"""Lanes of a vector: float64 numbers in 128 bytes."""
+VECTOR = 128
+"""Bytes of a vector."""
 PAD = 64
 """Bytes between rows: at distances of a power of two they would meet in one place of the cache."""
