@@ -35,6 +35,7 @@ WINDOW = (
     "STRIDES",  # word of the first stride
     "PLACED",  # whether the row itself lies there while a whole block runs
     "STREAMED",  # whether it is written past the cache, where it is aligned
+    "ALIGNED",  # whether it is copied unless its vectors begin where lines of the cache do
     "ZERO",  # whether its elements are made zero before all else
     "LOW",  # the lowest place it reaches
     "EXTENT",  # places from there to the highest
@@ -61,5 +62,7 @@ HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
 VECTOR = 128
 """Bytes of a vector."""
+LINE = 64
+"""Bytes of a line of the cache; a vector that lies across two takes twice as long to load."""
 PAD = 64
 """Bytes between rows: at distances of a power of two they would meet in one place of the cache."""

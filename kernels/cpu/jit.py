@@ -53,6 +53,12 @@ def helper(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def fused(function: Callable[..., Any]) -> Any:
+    """Compile a helper that is made a part of all that call it: what is short, and called often."""
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+    return njit(**options, **_OPTIONS)(function)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function as a part of the one kernel that calls it, which takes less time."""
     return njit(inline="always", **_OPTIONS)(function)

@@ -308,12 +308,13 @@ HOW = 6
 STRIDES = 7
 PLACED = 8
 STREAMED = 9
-ZERO = 10
-LOW = 11
-EXTENT = 12
-EXTRA = 13
-SHIFT = 14
-HALO = 15
+ALIGNED = 10
+ZERO = 11
+LOW = 12
+EXTENT = 13
+EXTRA = 14
+SHIFT = 15
+HALO = 16
 SET = 0
 ADD = 1
 MAXIMUM = 2
@@ -330,7 +331,8 @@ LATER = 4
 LEAD = 5
 FOLLOW = 6
 HEADER_BYTES = 104
-WINDOW_BYTES = 128
+WINDOW_BYTES = 136
+LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
 load = simd.load
 splat = simd.splat
@@ -654,21 +656,36 @@ def exp_parts(x: V, x_lo: V) -> tuple[I, V]:
 
 
 @helper
+def exp_far(x: V) -> V:
+    """Return e**x where it is infinite, subnormal or zero, or x is nan."""
+    n, y = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
+    return scaled(y, n)
+
+
+@helper
 def exp_of_pair(x: V, x_lo: V) -> V:
     """Return e**(x + x_lo), where x_lo is at most about the last place of x."""
     n, y = exp_parts(x, x_lo)
     y = from_bits(bits(y) + (n << FRACTION))
-    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
+    far = ~(fabs(x) < EXP_NEAR)
     if any_lane(far):
-        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
-        y = select(far, scaled(z, n), y)
+        y = select(far, exp_far(x), y)
     return y
 
 
 @helper
 def vexp(x: V) -> V:
     """Return e**x."""
-    return exp_of_pair(x, NOTHING)
+    t = fma(x, LOG2E_PARTS[0], ROUNDER)
+    n = t - ROUNDER
+    # What this loses is a quarter of a unit.
+    r = fma(n, -LN2_PARTS[1], fma(n, -LN2_PARTS[0], x))
+    y = fma(r * r, polynomial(r, EXP_FIT), r) + 1.0
+    y = from_bits(bits(y) + (bits(t) << FRACTION))
+    far = ~(fabs(x) < EXP_NEAR)
+    if any_lane(far):
+        y = select(far, exp_far(x), y)
+    return y
 
 
 @helper
@@ -2063,11 +2080,14 @@ def bring_in(d, buffers, lane, lanes, rows, first):
     for _ in range(word(d, INPUTS)):
         kind = word(w, KIND)
         number = word(w, ROW)
+        row = first + number * pitch
         if kind == IN_PLACE and lanes == padded:
             source = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
+            if source % LINE and word(w, ALIGNED):
+                copy(row, source, lanes)
+                source = row
             write_i64(rows + 8 * number, source)
         elif kind != UNIFORM:
-            row = first + number * pitch
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)
             fill(row + NUMBER * lanes, read_number(row), padded - lanes)
@@ -2111,7 +2131,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         if kind == FLAT:
             if how:
                 add(flat, row, lanes)
-            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % LINE == 0:
                 for m in range(0, NUMBER * lanes, VECTOR):
                     store_streaming(flat + m, load(row + m))
             elif row != flat:

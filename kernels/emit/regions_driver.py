@@ -13,6 +13,7 @@ def constants() -> str:
     lines += [
         f"HEADER_BYTES = {8 * words.HEADER_WORDS}",
         f"WINDOW_BYTES = {8 * words.WINDOW_WORDS}",
+        f"LINE = {words.LINE}  # bytes of a line of the cache",
         f"PAD = {words.PAD}  # bytes between rows, lest they meet in one place of the cache",
     ]
     # A window and a region have no word of the same name.
@@ -294,11 +295,14 @@ def bring_in(d, buffers, lane, lanes, rows, first):
     for _ in range(word(d, INPUTS)):
         kind = word(w, KIND)
         number = word(w, ROW)
+        row = first + number * pitch
         if kind == IN_PLACE and lanes == padded:
             source = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
+            if source % LINE and word(w, ALIGNED):
+                copy(row, source, lanes)
+                source = row
             write_i64(rows + 8 * number, source)
         elif kind != UNIFORM:
-            row = first + number * pitch
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)
             fill(row + NUMBER * lanes, read_number(row), padded - lanes)
@@ -342,7 +346,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         if kind == FLAT:
             if how:
                 add(flat, row, lanes)
-            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % LINE == 0:
                 for m in range(0, NUMBER * lanes, VECTOR):
                     store_streaming(flat + m, load(row + m))
             elif row != flat:

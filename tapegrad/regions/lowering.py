@@ -18,6 +18,7 @@ from ..kernels import words as W
 from ..window import Shape, coalesce
 from .region import (
     ADD,
+    ARITIES,
     BASE,
     BUFFER,
     HOW,
@@ -43,6 +44,9 @@ that a distant cache serves nearly as well, and to decode an instruction has its
 
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
+
+READ_OFTEN = 6
+"""Instructions that read an in-window from which it is copied to where vectors are aligned."""
 
 _ALIGNED = 128
 
@@ -131,8 +135,11 @@ class Lowered:
         }.items():
             header[_H[name]] = value
         words, strides = header, list(region.shape)
+        used = np.arange(3) < ARITIES[code[:, 0]][:, None]
+        read = np.bincount(code[:, 2:][used], minlength=region.rows)
         for i, w in enumerate(inputs.tolist()):
-            words += self._window(w, strides_at + i * ndim, KIND=kinds[i])
+            aligned = int(read[w[ROW]] >= READ_OFTEN)
+            words += self._window(w, strides_at + i * ndim, KIND=kinds[i], ALIGNED=aligned)
             strides += w[STRIDES:]
         numbers: dict[int, int] = {}
         for i, out in enumerate(outs, len(inputs)):
