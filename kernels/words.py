@@ -61,8 +61,8 @@ HOWS = ("SET", "ADD", "MAXIMUM", "MINIMUM")
 
 HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
-WIDTH = 16
-"""Lanes of a vector: float64 numbers in 128 bytes."""
+VECTOR = 128
+"""Bytes of a vector."""
 LINE = 64
 """Bytes of a line of the cache; a vector that lies across two takes twice as long to load."""
 PAD = 64

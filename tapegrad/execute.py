@@ -64,7 +64,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "vector", "derive", "replay")
+FAMILIES = ("scalar", "lanes", "regions", "regions32", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []

@@ -325,6 +325,16 @@ def _converted(kinds: str, kind: str, operation: str) -> Any:
     return _intrinsic(1, _kind_change(kinds, kind), emit)
 
 
+def _single(context: Any, builder: Any, sig: Any, x: Any) -> Any:
+    if x.type.element == _F32:
+        return x
+    narrow = builder.fptrunc(x, ir.VectorType(_F32, x.type.count))
+    return builder.fpext(narrow, x.type)
+
+
+single = _intrinsic(1, _alike(1), _single)  # Numbers rounded to single precision.
+
+
 def _splat(vector: Vector) -> Any:
     return _intrinsic(1, lambda x: vector(vector), lambda context, builder, sig, x: x)
 

@@ -35,7 +35,9 @@ def functions(opcodes: frozenset[int]) -> int:
     return len(vector_names().keys() & {_opcodes()[opcode].row.name for opcode in opcodes})
 
 
-def emit(code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int]) -> str:
+def emit(
+    code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int], single: bool = False
+) -> str:
     """Return the source of ``block``, with the arguments of the one that interprets.
 
     Parameters
@@ -46,6 +48,8 @@ def emit(code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int]
         Rows that hold one number in all lanes.
     stored : frozenset of int
         Rows that are read afterwards.
+    single : bool
+        Whether numbers are float32.
     """
     lines: list[str] = []
     before: list[str] = []
@@ -56,7 +60,7 @@ def emit(code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int]
         if row not in known:
             known[row] = f"r{row}"
             if row in uniform:
-                before.append(f"r{row} = simd.splat(read_f64(word(rows, {row})))")
+                before.append(f"r{row} = splat(read_number(word(rows, {row})))")
             else:
                 before.append(f"a{row} = word(rows, {row})")
                 lines.append(f"r{row} = load(a{row} + m)")
@@ -65,7 +69,7 @@ def emit(code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int]
     for i, (opcode, result, *rows) in enumerate(code):
         row = _opcodes()[opcode].row
         names = {name: value_of(n) for name, n in zip(row.operands, rows, strict=False)}
-        lines.append(f"x{i} = {compiled(in_vectors(row), names)}")
+        lines.append(f"x{i} = {compiled(in_vectors(row, single), names)}")
         known[result] = f"x{i}"
         if result in stored:
             before.append(f"b{i} = word(rows, {result})")

@@ -104,21 +104,22 @@ class Lowered:
         self.uniform = frozenset([*range(len(region.constants)), *same])
         self.straight, self.left = 0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
-        block = LANES
+        block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):
-            if 8 * rows * block > room:
+            if region.itemsize * rows * block > room:
                 block //= 2
         while block > _LEAST and n < 2 * block and len(region.code) * block > _WORK:
             block //= 2  # a block of a long program is enough for a thread
-        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
+        width = W.VECTOR // region.itemsize
+        block = min(block, max(-(-n // width), 1) * width)
         chunk = _chunk_size(n, len(region.code), block, outs)
         self.chunks = max(-(-n // chunk), 1)
         arranged: list[_Out] = []
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
-            arranged += _arrange(together, n, chunk, self.chunks)
+            arranged += _arrange(together, n, width, chunk, self.chunks)
         flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
-        moved = 8 * region.size * flat
+        moved = region.itemsize * region.size * flat
         _choose_places(region, arranged, streams=moved > STREAM_BYTES)
         self._write(region, kinds, arranged, block, chunk, ahead=moved > AHEAD_BYTES)
 
@@ -135,7 +136,7 @@ class Lowered:
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
         code = np.ascontiguousarray(region.code)
-        constants = np.ascontiguousarray(region.constants)
+        constants = np.ascontiguousarray(region.constants, region.real)
         self.keep = (code, constants)
         header = [0] * W.HEADER_WORDS
         for name, value in {
@@ -171,7 +172,7 @@ class Lowered:
             if out.extra:
                 numbers[id(out)] = region.buffers + len(self.extras)
                 self.extras.append(self.extra)
-                self.extra += -(-8 * out.extra // _ALIGNED) * _ALIGNED
+                self.extra += -(-region.itemsize * out.extra // _ALIGNED) * _ALIGNED
             words += self._window(
                 out.window,
                 strides_at + i * ndim,
@@ -189,7 +190,7 @@ class Lowered:
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
         self.address = int(self.words.ctypes.data)
-        rows = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
+        rows = region.rows * (region.itemsize * block + 8 + W.PAD) + 2 * W.VECTOR
         self.scratch = -(-rows // _ALIGNED) * _ALIGNED
 
     def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
@@ -280,7 +281,7 @@ def _chunk_size(n: int, instructions: int, block: int, outs: list[_Out]) -> int:
     return chunk
 
 
-def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
+def _arrange(outs: list[_Out], n: int, width: int, chunk: int, chunks: int) -> list[_Out]:
     """Decide how the out-windows on one buffer are carried out; return them in their order."""
     if _apart(outs):
         alone, rest = outs, []
@@ -293,7 +294,7 @@ def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
         if out.flat:
             out.kind = "FLAT"
         elif out.uniform:
-            out.kind, out.extra = "SUM", chunks * W.WIDTH
+            out.kind, out.extra = "SUM", chunks * width
         elif out.injective:
             out.kind = "WALK"
         elif chunks == 1 or (out.run and chunk % out.run == 0):

@@ -50,20 +50,21 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
     """
     code = tuple(map(tuple, region.code.tolist()))
     stored = frozenset(region.outputs[:, 0].tolist())
-    key = code, uniform, stored
+    key = code, uniform, stored, region.real == "float32"
     with _lock:
         if key not in _compiled:
             _compiled[key] = _compile(*key)
         return _compiled[key]
 
 
-def _compile(code: Any, uniform: frozenset[int], stored: frozenset[int]) -> int:
-    from ..kernels.cpu import jit, regions
+def _compile(code: Any, uniform: frozenset[int], stored: frozenset[int], single: bool) -> int:
+    from ..kernels.cpu import jit, regions, regions32
     from ..kernels.emit import writing
     from ..kernels.emit.straight import emit
 
-    names = dict(vars(regions))
+    executor = regions32 if single else regions
+    names = dict(vars(executor))
     with writing:
-        exec(compile(emit(code, uniform, stored), "<a region>", "exec"), names)
-    address: int = jit.native(names["block"], regions.SIGNATURES["block"], cache=False)
+        exec(compile(emit(code, uniform, stored, single), "<a region>", "exec"), names)
+    address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)
     return address

@@ -143,16 +143,18 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-_kernel: tuple[Any, int] | None = None
+_kernels: dict[str, tuple[Any, int]] = {}
 
 
-def load_kernel() -> tuple[Any, int]:
+def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
-    global _kernel
-    from ..kernels.cpu import regions  # numba comes with it
+    if real == "float32":
+        from ..kernels.cpu import regions32 as executor
+    else:
+        from ..kernels.cpu import regions as executor  # numba comes with it
 
-    _kernel = regions.run, regions.compile_all()
-    return _kernel
+    _kernels[real] = executor.run, executor.compile_all()
+    return _kernels[real]
 
 
 def aligned(room: np.ndarray[Any, Any]) -> int:
@@ -175,15 +177,15 @@ def run_region(region: Region, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
     ----------
     region : Region
     buffers : sequence of ndarray
-        Flat and contiguous: float64 for values, which out-windows write, and uint32 for index
-        arrays.
+        Flat and contiguous: of the region's type for values, which out-windows write, and uint32
+        for index arrays.
     """
     run_addresses(region, [int(buffer.ctypes.data) for buffer in buffers])
 
 
 def run_addresses(region: Region, addresses: list[int]) -> None:
     """Run a region on buffers that are known by their addresses; whoever calls keeps them alive."""
-    run, blocks = _kernel or load_kernel()
+    run, blocks = _kernels.get(region.real) or load_kernel(region.real)
     lowered = region.lowered or lower(region)
     if lowered.size == 0:
         return
