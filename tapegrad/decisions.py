@@ -271,6 +271,15 @@ class Decisions:
         counts = np.diff([*self._starts, cells.size])
         return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
 
+    def verify(self, v: Floats) -> None:
+        """Raise `ControlFlowChanged` if the values `v` would take a decision otherwise."""
+        changed = self.check(v)
+        if changed is not None:
+            number, outcome = changed
+            error = self.all[number].changed(outcome)
+            error.number = number
+            raise error
+
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
         looks = self._looks

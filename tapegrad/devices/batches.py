@@ -6,7 +6,7 @@ results stay there; arrays of the host are copied over in parts, and results com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -20,42 +20,11 @@ from ..errors import at_caller
 from ..programs.ports import argument_name
 from ..programs.program import Program
 from ..storage import Tracked
-from .device import Device, DeviceArray, device, in_parts
+from .arrays import DeviceArray
+from .device import Device
 
 PART = 1 << 22
 """Samples that are copied to the device at a time, at most."""
-
-
-def device_named(where: Any, stream: Any = None) -> Device:
-    """Return the device that ``"cuda"``, ``"cuda:1"`` or a `Device` means."""
-    if isinstance(where, Device):
-        return where
-    kind, _, number = str(where).partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(
-            f'a program goes to "cpu", "cuda" or a numbered device such as "cuda:1", not '
-            f"{where!r}{at_caller()}"
-        )
-    return device(int(number or 0), stream)
-
-
-class DeviceProgram:
-    """A program on a CUDA device; `Program.to` makes it.
-
-    Attributes
-    ----------
-    program : Program
-    device : Device
-    map : DeviceMap
-        The program over many samples.
-    """
-
-    def __init__(self, program: Program, device: Device) -> None:
-        self.program, self.device = program, device
-        self.map = DeviceMap(program, device)
-
-    def __repr__(self) -> str:
-        return f"{self.program!r} on {self.device}"
 
 
 class DeviceMap:
@@ -326,3 +295,43 @@ class _Batch:
 def _is_shared(x: Any) -> bool:
     """Whether a part is no array, and so the same for all samples: a string, an integer."""
     return not isinstance(x, (float, list)) and not hasattr(x, "ndim")
+
+
+def in_parts(n: int, run: Callable[[int, int], None], most: int | None = None) -> None:
+    """Call ``run(start, stop)`` over a batch, in halves where a device's memory does not suffice.
+
+    Parameters
+    ----------
+    n : int
+        Size of the batch.
+    run : callable
+        It may be called again for a part of what it ran out of memory for.
+    most : int, optional
+        Samples of a part, at most.
+
+    Raises
+    ------
+    MemoryError
+        If memory does not suffice for one sample.
+
+    Examples
+    --------
+    >>> def run(start, stop):
+    ...     if stop - start > 3:
+    ...         raise MemoryError
+    ...     print(start, stop)
+    >>> in_parts(8, run)
+    0 2
+    2 4
+    4 6
+    6 8
+    """
+    size, start = min(n, most or n), 0
+    while start < n:
+        try:
+            run(start, min(start + size, n))
+            start += size
+        except MemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)

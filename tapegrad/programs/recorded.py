@@ -49,6 +49,7 @@ class Recorded:
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
+        self.on: dict[Any, Any] = {}  # `devices.programs.DeviceProgram` by device
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
         self._count = len(args)
@@ -104,7 +105,7 @@ class Recorded:
         program.tape = tape
         program._gradients, program._sparse = {}, {}
         program._template, program._function = None, None
-        program._chosen, program.lanes = {}, {}
+        program._chosen, program.lanes, program.on = {}, {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -300,12 +301,7 @@ class Recorded:
         if regions and not evaluate and not len(self.decisions):
             return
         execute.evaluate(tape, self._needed() if regions else None)
-        changed = self.decisions.check(v)
-        if changed is not None:
-            number, outcome = changed
-            error = self.decisions.all[number].changed(outcome)
-            error.number = number
-            raise error
+        self.decisions.verify(v)
 
     def _needed(self) -> tuple[tuple[int, int], ...]:
         """Return stretches of cells that outputs and decisions are among."""

@@ -12,7 +12,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.devices import device as devices
-from tapegrad.devices.device import cut, in_parts
+from tapegrad.devices.batches import in_parts
+from tapegrad.devices.loaded import cut
 from tapegrad.regions.region import RegionBuilder, run_reference
 
 
