@@ -23,10 +23,15 @@ LOST = frozenset({3, 4, 46, 100, 201, 214, 220, 700, 702, 709, *range(714, 720),
 
 def obstacle() -> str | None:
     """Return why there is no device, or None where there is one."""
-    if SIMULATED or cuda.is_available():
+    if SIMULATED:
         return None
-    error = cuda.cuda_error()
-    return " ".join(str(error).split()) if error else "the CUDA driver finds no device"
+    if cuda.is_available():
+        return None if count() else "the CUDA driver finds no GPU"
+    error = " ".join(str(cuda.cuda_error() or "").split())
+    if not error:  # the driver works
+        return 'numba-cuda finds no NVVM to compile kernels with; pip install "tapegrad[cuda]"'
+    found_none = "NO_DEVICE" in error or error.endswith("(100)")
+    return f"the CUDA driver finds no GPU: {error}" if found_none else error
 
 
 def count() -> int:

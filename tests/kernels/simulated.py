@@ -438,6 +438,88 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         device.put(np.zeros(3)).reshape(2)
 
 
+class Numba:
+    """What `numba.cuda` says of a machine."""
+
+    def __init__(self, available: bool, error: str | None, count: int = 0) -> None:
+        self.is_available, self.cuda_error = lambda: available, lambda: error
+        self.list_devices = lambda: [None] * count
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        (Numba(False, "CUDA driver library cannot be found. "), "CUDA driver library cannot be"),
+        (
+            Numba(False, "Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)"),
+            "finds no GPU: Call",
+        ),
+        (Numba(True, None), "the CUDA driver finds no GPU"),
+        (Numba(False, None), r"finds no NVVM .* pip install \"tapegrad\[cuda\]\""),
+    ],
+    ids=["no driver", "no GPU", "none listed", "no compiler"],
+)
+def test_what_is_missing_is_named(
+    machine: Numba, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SIMULATED", False)
+    monkeypatch.setattr(driver, "cuda", machine)
+    with pytest.raises(devices.DeviceUnavailable, match=f"no CUDA device: .*{message}"):
+        devices.device()
+
+
+class Streaming(driver.Simulator):
+    """A device that notes the stream of all that it is asked for, and what it waits for."""
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+        self.waited: list[Any] = []
+
+    def stream(self, handle: int | None) -> Any:
+        return handle
+
+    def wait_for(self, handle: int | None) -> None:
+        self.waited.append(handle)
+
+    def launch(self, kernel: Any, blocks: int, block: int, shared: int, stream: Any,
+               arguments: Any) -> None:  # fmt: skip
+        self.seen.add(stream)
+        super().launch(kernel, blocks, block, shared, stream, arguments)
+
+    def download(self, address: int, out: Any, stream: Any) -> None:
+        self.seen.add(stream)
+        super().download(address, out, stream)
+
+    def copy_in(self, address: int, array: Any, stream: Any) -> None:
+        self.seen.add(stream)
+        super().copy_in(address, array, stream)
+
+
+def test_all_work_is_done_in_the_stream_that_is_given() -> None:
+    build = RegionBuilder((300,))
+    build.output(build.input(0, (1,)), 1, (0,))
+    region = build.finish()
+    own = Streaming()
+    device = Device(own, devices.interchange.stream_number(7), sizes=SHARED)
+    given = [device.put(np.arange(300.0)), device.put(np.zeros(1))]
+    device.run(region, given)
+    np.testing.assert_array_equal(given[1].numpy(), [299 * 150.0])
+    assert own.seen == {7}
+    assert given[1].__cuda_array_interface__["stream"] == 7
+    # What another library computes in a stream of its own is waited for; in this one it is not.
+    device.run(region, [Foreign(np.ones(300), stream=7), given[1]])
+    assert own.waited == []
+    device.run(region, [Foreign(np.ones(300), stream=9), Foreign(np.zeros(1), stream=1)])
+    assert own.waited == [9, None]
+
+
+@pytest.mark.parametrize("name", ["cuda_stream", "ptr", "handle"])
+def test_streams_of_other_libraries(name: str) -> None:
+    stream = type("Stream", (), {name: 5})()
+    assert devices.interchange.stream_number(stream) == 5
+    assert devices.device(0, stream).stream_number == 5
+
+
 def test_the_device_is_found() -> None:
     found = devices.device()
     assert found is devices.device(0)
