@@ -7,8 +7,9 @@ import numpy as np
 import tapegrad as tg
 from tapegrad import execute
 from tapegrad.programs import gradients
+from tapegrad.programs.recorded import READY_AFTER
 
-from .measuring import cpu_time
+from .measuring import cpu_time, repeat
 from .peers.case import Options
 from .peers.w1 import PEERS as LOOPS
 from .peers.w2 import PEERS as POINTS
@@ -107,20 +108,36 @@ def _branches(x, a, steps):
     return x
 
 
+def guards_share(operations, compiled, rounds=50):
+    """Return what checking decisions adds to a replay, a decision every seven operations, in %.
+
+    The kernel of replays is called with and without the check, in turn.
+    """
+    with tg.executor("compiled"):
+        program = tg.record(lambda x, a: _branches(x, a, operations // 7), 0.3, 1.1)
+        for _ in range(READY_AFTER):
+            program.value_and_grad(0.3, 1.1)
+        if compiled:
+            program.compile()
+    ready = program.tape.replays.ready
+    parts = ready.parts
+    unguarded = parts.PUT + parts.SWEEP + parts.SEED + parts.SWEEP_BACK + parts.GIVE_ADJOINTS
+    times = max(1, 20_000 // operations)
+    seconds = [[], []]
+    for _ in range(rounds):
+        for which, asked in enumerate((unguarded, unguarded + parts.CHECK)):
+            ready.values[:2] = 0.3, 1.1
+            seconds[which].append(cpu_time(repeat(ready.call(asked), times)))
+    without, with_check = map(min, seconds)
+    return 100 * (with_check / without - 1)
+
+
 class Guards:
     """What checking decisions adds to a replay, one decision for seven operations."""
 
-    params = (100, 10_000, 1_000_000)
-    param_names = ("operations",)
+    params = ((100, 10_000, 1_000_000), ("interpreted", "compiled"))
+    param_names = ("operations", "loops")
     unit = "%"
 
-    def track_share(self, operations):
-        arguments = 0.3, 1.1, operations // 7
-        with tg.executor("compiled"):
-            program = tg.record(_branches, *arguments)
-            values = program.tape.arena.v.array
-            replays, checks = [], []
-            for _ in range(50):
-                replays.append(cpu_time(lambda: program.value_and_grad(*arguments)))
-                checks.append(cpu_time(lambda: program.decisions.check(values)))
-        return 100 * min(checks) / (min(replays) - min(checks))
+    def track_share(self, operations, loops):
+        return guards_share(operations, loops == "compiled")

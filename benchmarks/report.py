@@ -27,6 +27,7 @@ from .peers.case import Options
 from .peers.run import TOLERANCE, compare
 
 PEER_BOUNDS = {"xad": 1.4, "torch_eager": 15.0, "autograd": 40.0}
+REPLAY_BOUNDS = {"c_manual": 1 / 1.4, "jax_scan": 1.0, "adolc": 1.0, "cppad": 1.0}
 SPARSE_BOUNDS = {"casadi_sx": 1.0, "jax": None}
 
 
@@ -162,6 +163,34 @@ def index_loops(effort: Effort) -> Figures:
         yield Figure(f"{what}, exponent in n", value, "", at_least=least, at_most=1.05)
 
 
+def guards(operations: int, compiled: bool) -> float:
+    """Return what checking decisions adds to a replay, in per cent."""
+    from .programs import guards_share
+
+    pin()
+    return guards_share(operations, compiled)
+
+
+def replays(effort: Effort) -> Figures:
+    """Programs run again, w1, here and in the peers; and what their decisions cost."""
+    for n in (10**3, 10**4, 10**5, 10**6):
+        bounds = REPLAY_BOUNDS | ({"casadi_sx": 1.0} if n <= 10**4 else {})  # which unrolls
+        ours = "tapegrad_replay"
+        found = compare("w1", Options(n=n), peers=[ours, *bounds], base=ours, rounds=effort.rounds)
+        for peer, bound in bounds.items():
+            row = found.row(peer, "grad" if peer == "c_manual" else "replay")
+            if row is None:
+                print(f"{peer} is not measured: {found.absent[peer]}", file=sys.stderr)
+            ratio = math.nan if row is None else row.ratio
+            what = f"replay of w1 at {n:.0e}, time of {peer} over ours"
+            yield Figure(what, ratio, "x", at_least=bound)
+    for n in (10**2, 10**4, 10**6):
+        for how in ("interpreted", "compiled"):
+            share = isolated(guards, n, how == "compiled")
+            what = f"a decision every 7 operations, {n:.0e}, {how}"
+            yield Figure(what, share, "% of a replay", at_most=3)
+
+
 def sparse_matrices(effort: Effort) -> Figures:
     """Sparse Hessians, w6, here and in the peers."""
     found = compare("w6", peers=["tapegrad", *SPARSE_BOUNDS], rounds=effort.rounds)
@@ -205,6 +234,7 @@ PARTS: dict[str, Callable[[Effort], Figures]] = {
     "sweep": sweeps,
     "memory": memories,
     "index": index_loops,
+    "replays": replays,
     "sparse": sparse_matrices,
     "cold": cold_starts,
 }

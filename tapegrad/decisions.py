@@ -261,24 +261,15 @@ class Decisions:
         new._expected.extend(expected)
         return new
 
-    def _prepare(self) -> _Looks:
+    def sites(self) -> Any:
+        """Return, for each of the cells of `looks`, a number for the line of code that looked."""
         lines: dict[Any, int] = {}
         sites = [
             lines.setdefault((self.all[i].file, self.all[i].line), len(lines))
             for i in self._numbers
         ]
-        cells, expected = self._cells.array(), self._expected.array()
-        counts = np.diff([*self._starts, cells.size])
-        return _Looks(cells, expected, np.repeat(np.array(sites, np.intp), counts))
-
-    def verify(self, v: Floats) -> None:
-        """Raise `ControlFlowChanged` if the values `v` would take a decision otherwise."""
-        changed = self.check(v)
-        if changed is not None:
-            number, outcome = changed
-            error = self.all[number].changed(outcome)
-            error.number = number
-            raise error
+        counts = np.diff([*self._starts, len(self._cells)])
+        return np.repeat(np.array(sites, np.intp), counts)
 
     def check(self, v: Floats) -> tuple[int, Outcome] | None:
         """Return the first decision that the values `v` would take otherwise, and how."""
@@ -286,19 +277,10 @@ class Decisions:
         if looks is None:
             if not self.all:
                 return None
-            looks = self._looks = self._prepare()
+            cells, expected = self._cells.array(), self._expected.array()
+            looks = self._looks = _Looks(cells, expected, self.sites())
         place = None if looks.unchanged(v) else looks.first_changed(v)
-        if place is None and not self._calls:
-            return None
-        found: tuple[int, Outcome] | None = None
-        if place is not None:
-            i = bisect_right(self._starts, place) - 1
-            actual = looks.actual
-            stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(actual)
-            number = self._numbers[i]
-            recorded = np.asarray(self.all[number].outcome)
-            answer = actual[self._starts[i] : stop].reshape(recorded.shape)
-            found = number, answer.astype(recorded.dtype)[()]
+        found = None if place is None else self.differing(place, v)
         for call in self._calls:
             if found is not None and call.number > found[0]:
                 break
@@ -309,6 +291,16 @@ class Decisions:
             if not _equal(outcome, self.all[call.number].outcome):
                 return call.number, outcome
         return found
+
+    def differing(self, place: int, v: Floats) -> tuple[int, Outcome]:
+        """Return the decision that looked at a place among all values looked at, and its answer."""
+        i = bisect_right(self._starts, place) - 1
+        cells = self._cells.array()
+        stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(cells)
+        number = self._numbers[i]
+        recorded = np.asarray(self.all[number].outcome)
+        answer = v[cells[self._starts[i] : stop]].reshape(recorded.shape)
+        return number, answer.astype(recorded.dtype)[()]
 
 
 _FEW = 4096  # numbers that are compared sooner by their bytes

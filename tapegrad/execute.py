@@ -33,7 +33,8 @@ from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .regions.threads import run_addresses
 
 if TYPE_CHECKING:
-    from .programs.rolled import ReadySweeps, Rolled
+    from .programs.ready import Ready
+    from .programs.rolled import Rolled
     from .storage import Floats
     from .tape import Import, Tape
 
@@ -63,10 +64,13 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "vector", "derive")
+FAMILIES = ("scalar", "lanes", "regions", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
+overriding: list[Any] = []
+"""Contexts in which small programs are swept as others are: the reference executor, progress."""
+
 _load_lock = threading.Lock()
 
 
@@ -141,9 +145,13 @@ def executor(name: str) -> Iterator[None]:
     if name not in ("reference", "compiled"):
         raise ValueError(f"executor must be 'reference' or 'compiled', not {name!r}")
     _forced.append(name)
+    if name == "reference":
+        overriding.append(name)
     try:
         yield
     finally:
+        if name == "reference":
+            overriding.pop()
         _forced.pop()
 
 
@@ -178,11 +186,9 @@ def evaluate(tape: Tape, needed: tuple[tuple[int, int], ...] | None = None) -> N
                 _timed(tape, _forward, tape)
 
 
-def ready_sweeps(tape: Tape) -> ReadySweeps | None:
+def ready_sweeps(tape: Tape) -> Ready | None:
     """Return the sweeps of a program that are ready to be made, if they are to be used."""
-    if tape.replays is None or watching.sweeps is not None:
-        return None
-    return None if _forced and _forced[-1] == "reference" else tape.replays.ready
+    return None if tape.replays is None or overriding else tape.replays.ready
 
 
 class _Watching(threading.local):

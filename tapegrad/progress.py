@@ -42,9 +42,11 @@ def progress(delay: float = 0.5) -> AbstractContextManager[None]:
 def _watching(sweeps: Sweeps) -> Iterator[None]:
     before = execute.watching.sweeps
     execute.watching.sweeps = sweeps
+    execute.overriding.append(sweeps)
     try:
         yield
     finally:
+        execute.overriding.remove(sweeps)
         execute.watching.sweeps = before
 
 

@@ -305,5 +305,7 @@ def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
         tape.captures(x)
         window = Window.contiguous(entry.cell, x.shape).broadcast_to(shape)
         return PASSIVE_CELLS, entry.cell, window.strides
-    value = x.item() if isinstance(x, np.ndarray) else x
-    return CONSTANT, tape.constant(float(value)), (0,) * len(shape)
+    if isinstance(x, np.ndarray):
+        tape.captures(x)
+        x = x.item()
+    return CONSTANT, tape.constant(float(x)), (0,) * len(shape)

@@ -29,9 +29,9 @@ def program():
 
 @pytest.mark.parametrize("changed", [(0,), (1,), (7,), (500,), (N - 1,), (3, 400, 900)])
 def test_the_first_of_many_is_found(program, changed):
-    assert len(program.decisions._prepare()._runs) == 1
     x = np.ones(N)
     assert program(x) == signs(x)
+    assert len(program.decisions._looks._runs) == 1
     x[list(changed)] = -1.0
     with pytest.raises(tg.ControlFlowChanged, match=r"was True .* and is False") as caught:
         program(x)

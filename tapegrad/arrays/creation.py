@@ -78,7 +78,7 @@ def real_values(x: Any, dtype: Any = None) -> Any:
     if dtype is None:
         python_ints = values.dtype.kind in "iu" and not isinstance(x, (np.ndarray, np.generic))
         dtype = FLOAT64 if python_ints else values.dtype
-    dtype = np.dtype(dtype)
+    dtype = np.dtype(dtype).newbyteorder("=")
     real = values.dtype.kind in "fiub"
     if not real or dtype not in (FLOAT64, FLOAT32):
         fix = "convert with tg.array(x, dtype=float)" if real else "pass real numbers"

@@ -197,7 +197,9 @@ class DeviceProgram:
         sweep = self._sweep("values", arguments.real, [*reads, (decisive, decisive.size)])
         with sweep.run(arguments.arrays) as run:
             run.look(len(reads))
-            program.decisions.verify(run.v)
+            changed = program.decisions.check(run.v)
+            if changed is not None:
+                raise program._refused(changed)
             return self._results(arguments, run) if outputs else None
 
     def _decisive(self) -> Any:

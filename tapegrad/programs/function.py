@@ -26,12 +26,15 @@ _SMALL = 64  # elements of a captured array that is compared at each call
 
 
 class Way:
-    """A node of the tree of decisions: a program that comes this way, and where it goes on."""
+    """A node of the tree of decisions: a program that comes this way, and where it goes on.
 
-    __slots__ = ("next", "program")
+    The root of a tree knows the `latest` of its programs that was used.
+    """
+
+    __slots__ = ("latest", "next", "program")
 
     def __init__(self, program: Program) -> None:
-        self.program = program
+        self.program = self.latest = program
         self.next: dict[Any, Way] = {}
 
     def follow(self, outcomes: Iterable[Any]) -> Way | None:
@@ -70,6 +73,7 @@ class FunctionOfPrograms:
         self._most = MAX_WAYS if most is None else most  # programs that are kept
         self._kept = 0
         self._ways: dict[Any, Way] = {}
+        self._plain: dict[Any, Way] = {}  # the same, by what is quicker to find out
         self.recordings = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,36 +140,51 @@ class FunctionOfPrograms:
     ) -> Any:
         """Return ``use(program)`` for the program that takes the way of these arguments."""
         root = self.way(args, kwargs)
-        way: Way | None = root
-        depth = 0
-        while way is not None:
-            program = way.program
+        program: Program | None = root.latest  # arguments often take the way of those before
+        while program is not None:
+            if program is not root.program and self._captured_changed(program):
+                root = self._start(_kind(args, kwargs), self.record(args, kwargs))
+                program = root.program
+                self.keep(root, program, 0)
             try:
-                return use(program)
+                found = use(program)
             except ControlFlowChanged as error:
                 # Follow the decisions that hold to the one that differs, and turn off there.
-                held = [
-                    decision.outcome for decision in program.decisions.all[depth : error.number]
-                ]
-                way = way.follow([*held, error.outcome])
-                depth = error.number + 1
+                held = [decision.outcome for decision in program.decisions.all[: error.number]]
+                way = root.follow([*held, error.outcome])
+                program = None if way is None else way.program
+            else:
+                root.latest = program
+                return found
         program = self.record(args, kwargs)
         if self.full:
-            root = self._ways[_kind(args, kwargs)] = Way(program)
+            root = self._start(_kind(args, kwargs), program)
             self._kept = len(self.programs) - 1
         self.keep(root, program, 0)
+        root.latest = program
         return use(program)
 
     def way(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
         """Return the root of the ways for arguments of this kind, with a program."""
-        key = _kind(args, kwargs)
-        root = self._ways.get(key)
-        if root is None or any(
-            item.size <= self._compared and item.changed for item in root.program.captured
-        ):
-            root = self._ways[key] = Way(self.record(args, kwargs))
+        plain = None if kwargs else _plain_kind(args)
+        root = None if plain is None else self._plain.get(plain)
+        if root is None:
+            root = self._ways.get(_kind(args, kwargs))
+        if root is None or self._captured_changed(root.program):
+            root = self._start(_kind(args, kwargs), self.record(args, kwargs))
             self.keep(root, root.program, 0)
+        if plain is not None:
+            self._plain[plain] = root
         return root
+
+    def _start(self, key: Any, program: Program) -> Way:
+        """Make a program the first of its kind."""
+        self._plain.clear()
+        root = self._ways[key] = Way(program)
+        return root
+
+    def _captured_changed(self, program: Program) -> bool:
+        return any([item.changed for item in program.captured if item.size <= self._compared])
 
     def keep(self, way: Way, program: Program, depth: int) -> None:
         """Keep a program, which takes its decision `depth` where `way` is."""
@@ -175,6 +194,7 @@ class FunctionOfPrograms:
     def begin_with(self, root: Way) -> None:
         """Keep a program that was recorded elsewhere."""
         args, kwargs = root.program.example()
+        self._plain.clear()
         self._ways[_kind(args, kwargs)] = root
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
@@ -231,4 +251,23 @@ def _kind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             parts.append((leaf.shape, leaf.dtype.str, leaf.tobytes()))
         else:
             parts.append((type(leaf), leaf))
+    return tuple(parts)
+
+
+_NUMBERS = {float, np.float64}
+
+
+def _plain_kind(args: tuple[Any, ...]) -> Any:
+    """Return a key of what `_kind` finds out, of numbers and arrays; None for anything else."""
+    kinds = tuple(map(type, args))
+    if _NUMBERS.issuperset(kinds):
+        return len(kinds)
+    parts: list[Any] = []
+    for arg, kind in zip(args, kinds, strict=True):
+        if kind is np.ndarray and arg.dtype.kind == "f":
+            parts.append((arg.shape, arg.dtype))
+        elif kind in _NUMBERS:
+            parts.append(float)
+        else:
+            return None
     return tuple(parts)

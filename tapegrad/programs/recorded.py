@@ -11,7 +11,8 @@ import numpy as np
 from .. import execute, trees
 from ..arena import give_back_adjoints, take_adjoints
 from ..decisions import Decisions
-from ..errors import at_caller
+from ..errors import ControlFlowChanged, at_caller
+from ..recording import FLOAT64
 from ..storage import Floats, Tracked
 from ..tape import Recording, Tape, recorder
 from ..transforms.adjoint import pinned
@@ -24,12 +25,16 @@ from ..transforms.call import (
 from .captured import Captured, operands, variables
 from .layout import index_runs
 from .ports import Input, Output, argument_name, example, gathered, is_input, same_static
+from .ready import Calls, Ready, is_small
 from .reorder import reorder
 from .rolled import Replays
 from .simplify import simplify
 from .splice import Template, run_of
 
 P = TypeVar("P", bound="Recorded")
+
+READY_AFTER = 100
+"""Replays after which those of a small program are single calls."""
 
 
 class Recorded:
@@ -48,6 +53,7 @@ class Recorded:
         self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparse.sparsity`
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self._calls: Calls | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         self.on: dict[Any, Any] = {}  # `devices.programs.DeviceProgram` by device
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
@@ -104,7 +110,7 @@ class Recorded:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._sparse = {}, {}
-        program._template, program._function = None, None
+        program._template, program._function, program._calls = None, None, None
         program._chosen, program.lanes, program.on = {}, {}, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
@@ -196,6 +202,7 @@ class Recorded:
                 renamed = None if replays.rolled else reorder(self.tape)
                 if renamed is not None:
                     self._rename(renamed).compile(self.tape)
+                self._make_ready()
         return self
 
     # -- inside ----------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ class Recorded:
                 run = isinstance(output.cells, (int, np.integer))
                 output.cells = int(to[output.cells]) if run else to[output.cells]
         self.decisions.rename(to)
-        self._template = None
+        self._template = self._calls = None
         replays = self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
         return replays
 
@@ -290,18 +297,68 @@ class Recorded:
         """
         tape = self.tape
         self._check_static(leaves)
-        if tape.replays is not None and tape.replays.due:
-            self.compile()
+        self._compile_where_due()
         v = tape.arena.v.array
         for known, leaf in zip(self._inputs, leaves, strict=True):
             if known is not None:
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        ready = execute.ready_sweeps(tape)
+        if ready is not None and not self.decisions.by_functions:
+            place = ready.forward(check=True)
+            tape.done, tape.done_cell = tape.n, tape.flushed_cell
+            if place >= 0:
+                raise self._seen(place)
+            return
         regions = execute.by_regions(tape)
         if regions and not evaluate and not len(self.decisions):
             return
         execute.evaluate(tape, self._needed() if regions else None)
-        self.decisions.verify(v)
+        changed = self.decisions.check(v)
+        if changed is not None:
+            raise self._refused(changed)
+
+    def _compile_where_due(self) -> None:
+        """Compile what has been replayed often enough for that to pay."""
+        replays, calls = self.tape.replays, self._calls
+        assert replays is not None
+        replays.count += 1
+        if replays.rolled is None and (replays.due or (calls is not None and calls.spent)):
+            self.compile()
+        elif replays.count == READY_AFTER:
+            if execute.is_loaded("scalar"):
+                self._make_ready()
+            else:
+                replays.count = 0
+
+    def _make_ready(self) -> None:
+        """Write the replay of a small program down as one call, which later ones then are."""
+        tape, replays = self.tape, self.tape.replays
+        assert replays is not None
+        execute.evaluate(tape)
+        if not is_small(tape):
+            return
+        inputs = [known for known in self._inputs if known is not None]
+        outputs = [output for output in self._outputs if output.cells is not None]
+        replays.ready = Ready(tape, replays.rolled, self.decisions, inputs, outputs)
+        ports: list[Any] = [*self._inputs, *self._outputs]
+        on_tape = len(ports) == len(inputs) + len(outputs) and not self.decisions.by_functions
+        if self._flat and on_tape and all([port.dtype == FLOAT64 for port in ports]):
+            left = None if replays.rolled is not None else replays.until_due()
+            tree = self._out_tree
+            self._calls = Calls(replays.ready, inputs, outputs, tree, self.lock, self._seen, left)
+            for argnums, positions in self._chosen.items():
+                self._calls.know(argnums, positions)
+
+    def _seen(self, place: int) -> Exception:
+        """Return the error for a value that a decision looks at and that has changed."""
+        return self._refused(self.decisions.differing(place, self.tape.arena.v.array))
+
+    def _refused(self, changed: tuple[int, Any]) -> ControlFlowChanged:
+        number, outcome = changed
+        error = self.decisions.all[number].changed(outcome)
+        error.number = number
+        return error
 
     def _needed(self) -> tuple[tuple[int, int], ...]:
         """Return stretches of cells that outputs and decisions are among."""
@@ -413,6 +470,8 @@ class Recorded:
             )
         if key is not None:
             self._chosen[key] = chosen
+            if self._calls is not None:
+                self._calls.know(key, chosen)
         return chosen
 
     def _numbers_at(self, position: int) -> list[int]:

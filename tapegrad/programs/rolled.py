@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import threading
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arena import STAGGER, zeros
 from ..kernels.opcodes import BINARY, CARRY, CONST, HOST, KINDS, LANES, TERNARY, UNARY
 from ..storage import Floats
 
 if TYPE_CHECKING:
     from ..tape import Tape
+    from .ready import Ready
     from .rerolling import Loop
 
 SECONDS = 1.0
 """Time spent in sweeps of a program after which its loops are compiled: about what that takes."""
-
-READY_CELLS = 1 << 17
-"""Cells of the largest tape whose sweeps are kept as calls: a microsecond matters there."""
 
 SLICE = 2_000_000  # instructions between two looks at Ctrl-C
 
@@ -49,18 +47,20 @@ class Replays:
     ----------
     rolled : Rolled or None
         The loops, once they are compiled.
-    ready : ReadySweeps or None
-        The sweeps as calls, ready to be made, of a small tape.
+    ready : Ready or None
+        The sweeps as single calls, of a small tape.
+    count : int
+        How often the tape was swept otherwise.
     """
 
-    __slots__ = ("_is_output", "ready", "rolled", "seconds")
+    __slots__ = ("_is_output", "count", "ready", "rolled", "seconds")
 
     def __init__(self, cells: int, outputs: Any) -> None:
         self._is_output = np.zeros(cells, np.bool_)
         self._is_output[outputs] = True
-        self.seconds = 0.0
+        self.seconds, self.count = 0.0, 0
         self.rolled: Rolled | None = None
-        self.ready: ReadySweeps | None = None
+        self.ready: Ready | None = None
 
     def start_from(self, cells: Any, size: int) -> bool:
         """Whether a reverse sweep may start from these cells, or from a run of `size` cells."""
@@ -73,14 +73,18 @@ class Replays:
         """Whether sweeps have taken as long as compiling does."""
         return self.rolled is None and self.seconds > SECONDS
 
+    def until_due(self) -> int:
+        """Return how many more sweeps like those so far it takes until compiling is due."""
+        if self.seconds == 0.0:
+            return sys.maxsize
+        return int((SECONDS - self.seconds) * self.count / self.seconds)
+
     def compile(self, tape: Tape) -> None:
         """Find the loops of the tape and compile them."""
         if self.rolled is None:
             arena, n = tape.arena, tape.n
             op, a, b = (column.array[:n] for column in (arena.op, arena.a, arena.b))
             self.rolled = Rolled(op, a, b, np.flatnonzero(self._is_output))
-            if tape.flushed_cell <= READY_CELLS and not np.isin(op, (LANES, HOST)).any():
-                self.ready = ReadySweeps(tape, self.rolled)
 
 
 class Rolled:
@@ -130,52 +134,6 @@ class Rolled:
         """Return where the last loop before `position` stops, `end` if there is none after it."""
         i = bisect_left(self._stops, position) - 1
         return max(end, self._stops[i]) if i >= 0 else end
-
-
-class ReadySweeps:
-    """The sweeps of a small tape of scalar instructions: nothing is left to be decided.
-
-    Attributes
-    ----------
-    g : ndarray of float64
-        Adjoints by cell; all zero between sweeps.
-    """
-
-    __slots__ = ("_forward", "_reverse", "g")
-
-    def __init__(self, tape: Tape, loops: Rolled) -> None:
-        scalar = importlib.import_module("..kernels.cpu.scalar", __package__)
-        arena, k = tape.arena, tape.k.array()
-        op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
-        self.g = zeros(tape.flushed_cell, np.dtype(np.float64), STAGGER["g"])
-        self._forward: list[Any] = []
-        self._reverse: list[Any] = []
-        cells = np.where(op < CONST, b, 1)
-        position = cell = 0
-        while position < tape.n:
-            body = loops.starting_at(position)
-            stop = loops.next_start(position, tape.n) if body is None else body.stop
-            next_cell = cell + int(cells[position:stop].sum())
-            if body is None:
-                ahead = position, stop, cell
-                back = self.g, stop, position, next_cell, False
-                self._forward.append(functools.partial(scalar.forward, op, a, b, k, v, *ahead))
-                self._reverse.append(functools.partial(scalar.reverse, op, a, b, k, v, *back))
-            else:
-                self._forward.append(functools.partial(body.forward, k, v))
-                self._reverse.append(functools.partial(body.reverse, k, v, self.g))
-            position, cell = stop, next_cell
-        self._reverse.reverse()
-
-    def forward(self) -> None:
-        """Compute all values."""
-        for call in self._forward:
-            call()
-
-    def reverse(self) -> None:
-        """Propagate the adjoints that stand in `g`; those of inputs remain there."""
-        for call in self._reverse:
-            call()
 
 
 class _Body:
@@ -249,8 +207,8 @@ class _Body:
             emit.Slot(op, tuple([emit.Operand(*part) for part in parts]), str(by))
             for (op, parts), by in zip(self._slots, exposed, strict=True)
         )
-        self._forward, self._reverse = _compiled(body)
-        self._m = np.array(self._parameters, np.int64)
+        self.code = self._forward, self._reverse = _compiled(body)
+        self.parameters = np.array(self._parameters, np.int64)
         self._slice = max(1, SLICE // self.loop.period)
 
     def _memory_cells(self) -> Any:
@@ -265,12 +223,12 @@ class _Body:
     def forward(self, k: Floats, v: Floats) -> None:
         """Compute the values of all iterations."""
         for r in range(0, self.loop.count, self._slice):
-            self._forward(k, v, self._m, r, min(r + self._slice, self.loop.count))
+            self._forward(k, v, self.parameters, r, min(r + self._slice, self.loop.count))
 
     def reverse(self, k: Floats, v: Floats, g: Floats) -> None:
         """Propagate the adjoints of all iterations, from the last to the first."""
         for r in range(self.loop.count, 0, -self._slice):
-            self._reverse(k, v, g, self._m, max(r - self._slice, 0), r)
+            self._reverse(k, v, g, self.parameters, max(r - self._slice, 0), r)
 
 
 @functools.lru_cache(maxsize=256)

@@ -230,6 +230,8 @@ def as_real(value: Any, name: str, *, copy: bool = True) -> Any:
     values = np.asarray(value)
     if values.dtype.kind in "iu":
         return values.astype(np.float64)
+    if not values.dtype.isnative:  # as files of other machines have them
+        values = values.astype(values.dtype.newbyteorder("="))
     if values.dtype not in (FLOAT64, FLOAT32):
         raise TypeError(
             f"{name} is {type(value).__name__} of dtype {values.dtype}, which has no derivative; "

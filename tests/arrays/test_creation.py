@@ -203,3 +203,14 @@ def test_an_array_without_axes_can_be_assigned_to():
         y.backward()
         assert y.value == 18.0
         assert x.grad == 12.0
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_the_byte_order_of_another_machine_is_no_other_dtype(kind):
+    native = np.array([1.5, -2.0], kind)
+    other = native.astype(native.dtype.newbyteorder())
+    assert tg.array(other).dtype == native.dtype
+    np.testing.assert_array_equal(tg.array(other).value, native)
+    slope = tg.grad(lambda x: np.sum(x * x))(other)
+    assert slope.dtype == native.dtype
+    np.testing.assert_array_equal(slope, 2 * native)

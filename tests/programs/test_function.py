@@ -103,3 +103,39 @@ def test_it_keeps_the_name_and_doc():
     assert make_function(tangle).__doc__ == tangle.__doc__
     with pytest.raises(TypeError, match="expected a function"):
         make_function(3.0)
+
+
+def test_what_only_one_way_captured_is_looked_at_on_that_way():
+    class Market:
+        rate = np.array([2.0])
+
+    market, name = Market(), "rate"
+
+    def f(x):
+        if x > 0.0:
+            return x * 3.0
+        return np.sum(x * getattr(market, name))  # found only as it meets the recording
+
+    g = make_function(f)
+    assert g.grad(1.0) == 3.0
+    assert g.grad(-1.0) == 2.0
+    market.rate[0] = 7.0
+    assert g.grad(-1.0) == 7.0
+    assert g.grad(1.0) == 3.0
+
+
+def test_the_way_taken_last_is_tried_first():
+    def f(x, y):
+        if x > 0.0:
+            return x * y
+        return x + y
+
+    g = make_function(f)
+    arguments = [(1.0, 2.0), (-1.0, 2.0), (np.float64(-2.0), 3.0), (2.0, -1.0), (-3.0, 1.0)]
+    for x, y in arguments * 2:
+        assert g(x, y) == f(x, y)
+    assert g.recordings == 2
+    root = g.way((1.0, 2.0), {})
+    assert root.latest is not root.program
+    assert g(1, 2) == 2  # integers are part of a program, which is another
+    assert g.recordings == 3
