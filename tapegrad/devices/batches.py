@@ -6,6 +6,7 @@ results stay there; arrays of the host are copied over in parts, and results com
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -16,12 +17,13 @@ from .. import trees
 from ..batches.lanes import Lanes
 from ..batches.runs import Task
 from ..batches.samples import axes_of_arguments
-from ..errors import at_caller
+from ..errors import ControlFlowChanged, at_caller
 from ..programs.ports import argument_name
 from ..programs.program import Program
 from ..storage import Tracked
 from .arrays import DeviceArray
 from .device import Device
+from .work import copy
 
 PART = 1 << 22
 """Samples that are copied to the device at a time, at most."""
@@ -55,8 +57,6 @@ class DeviceMap:
 
         Raises
         ------
-        NotImplementedError
-            If the program has operations, such as ``np.linalg.solve``, that no region runs.
         MixedDevicesError
             If an array is on another device.
         ValueError
@@ -92,36 +92,31 @@ class DeviceMap:
 
     def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
         lanes = task.lanes(self._program)
+        samples = _Samples(self._device, args, kwargs, in_axes)
         if lanes is None:
-            raise NotImplementedError(
-                "a device runs elementwise operations, sums, products of small matrices, minima "
-                f"and maxima; this program has others, or is too long for a device: use the "
-                f"program on the CPU, program.map(...){at_caller()}"
-            )
-        batch = _Batch(self._device, self._program, task, lanes, args, kwargs, in_axes)
+            return _OneByOne(samples, self._program, task).run()
+        batch = _Batch(samples, self._program, task, lanes)
         return trees.unflatten(lanes.tree, batch.run())
 
 
-class _Batch:
-    """One run over samples on a device.
+class _Samples:
+    """The arguments of a batch, samples in front where they have any.
 
-    Parameters
+    Attributes
     ----------
-    lanes : Lanes
-        What computes the task.
+    tree : TreeDef
+        The structure of the arguments.
+    names, axes, parts : list
+        Of each part of them: what users call it, where its samples lie (None for what they share),
+        and the part itself: an array of the device, one of the host, or anything else.
+    n : int
+        Number of samples.
     """
 
     def __init__(
-        self,
-        device: Device,
-        program: Program,
-        task: Task,
-        lanes: Lanes,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        in_axes: Any,
+        self, device: Device, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any
     ) -> None:
-        self.device, self.program, self.task, self.lanes = device, program, task, lanes
+        self.device = device
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         axes = axes_of_arguments(in_axes, self.tree)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
@@ -129,14 +124,11 @@ class _Batch:
             None if axis is None or _is_shared(x) else axis
             for x, axis in zip(found, axes, strict=True)
         ]
+        self.given = found
         self.parts = [
             self._leading(x, axis, name)
             for x, axis, name in zip(found, self.axes, self.names, strict=True)
         ]
-        self._expect(found)
-        self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
-        self.n = self._common_length()
-        self.real = self._common_dtype()
 
     def _leading(self, x: Any, axis: int | None, name: str) -> Any:
         """Return an argument with its samples in front: a device array, or one of the host."""
@@ -160,27 +152,15 @@ class _Batch:
             )
         return shown
 
-    def _expect(self, found: list[Any]) -> None:
-        """Raise unless arguments fit the program; those that have samples by a sample's shape."""
-        program = self.lanes.program
-        args, kwargs = program.example()
-        known, tree = trees.flatten((args, kwargs), trees.is_numeric_list)
-        if tree != self.tree:
-            program.check_arguments(*trees.unflatten(self.tree, found))  # says what is wrong
-        merged = list(found)
-        for i, shape in zip(self.lanes.numbers, self.lanes.input_shapes, strict=True):
-            merged[i] = known[i]
-            mapped = self.axes[i] is not None
-            own = tuple(np.shape(self.parts[i]) if not mapped else self.parts[i].shape[1:])
-            if own != tuple(shape):
-                raise ValueError(
-                    f"{self.names[i]} has samples of shape {own}, and the program was recorded "
-                    f"with {tuple(shape)}{at_caller()}"
-                )
-        args, kwargs = trees.unflatten(self.tree, merged)
-        program.check_arguments(tuple(args), kwargs)
+    @functools.cached_property
+    def n(self) -> int:
+        """Return the number of samples.
 
-    def _common_length(self) -> int:
+        Raises
+        ------
+        ValueError
+            If there are none, no part has any, or parts have not as many.
+        """
         lengths = {
             name: int(part.shape[0])
             for name, part, axis in zip(self.names, self.parts, self.axes, strict=True)
@@ -198,6 +178,74 @@ class _Batch:
         if not n:
             raise ValueError(f"a batch of no samples: {first} has none{at_caller()}")
         return n
+
+    def sample(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of one sample."""
+        leaves = []
+        for part, axis in zip(self.parts, self.axes, strict=True):
+            if axis is None:
+                leaves.append(part)
+            elif isinstance(part, DeviceArray):
+                shape = part.shape[1:]
+                leaves.append(part.after(i * prod(shape), prod(shape)).reshape(*shape))
+            else:
+                leaves.append(part[i])
+        args, kwargs = trees.unflatten(self.tree, leaves)
+        return tuple(args), kwargs
+
+    def elsewhere(self, program: Program, task: Task, which: Any) -> Any:
+        """Return the results of some samples from the CPU, which may record their way."""
+        chosen = []
+        for part, axis in zip(self.parts, self.axes, strict=True):
+            host = part.numpy() if isinstance(part, DeviceArray) else part
+            chosen.append(host if axis is None else np.asarray(host[which], np.float64))
+        args, kwargs = trees.unflatten(self.tree, chosen)
+        where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
+        options = {**kwargs, "in_axes": tuple(where)}
+        if task.name == "value":
+            return program.map(*args, **options)
+        return getattr(program.map, task.name)(*args, argnums=task.argnums, **options)
+
+
+class _Batch:
+    """One run over samples on a device.
+
+    Parameters
+    ----------
+    lanes : Lanes
+        What computes the task.
+    """
+
+    def __init__(self, samples: _Samples, program: Program, task: Task, lanes: Lanes) -> None:
+        self.samples, self.device = samples, samples.device
+        self.program, self.task, self.lanes = program, task, lanes
+        self.axes, self.parts = samples.axes, samples.parts
+        self._expect()
+        self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
+        self.n = samples.n
+        self.real = self._common_dtype()
+
+    def _expect(self) -> None:
+        """Raise unless arguments fit the program; those that have samples by a sample's shape."""
+        program = self.lanes.program
+        args, kwargs = program.example()
+        known, tree = trees.flatten((args, kwargs), trees.is_numeric_list)
+        if tree != self.samples.tree:
+            given = trees.unflatten(self.samples.tree, self.samples.given)
+            program.check_arguments(*given)  # says what is wrong
+        merged = list(self.samples.given)
+        for i, shape in zip(self.lanes.numbers, self.lanes.input_shapes, strict=True):
+            merged[i] = known[i]
+            mapped = self.axes[i] is not None
+            own = tuple(np.shape(self.parts[i]) if not mapped else self.parts[i].shape[1:])
+            if own != tuple(shape):
+                name = self.samples.names[i]
+                raise ValueError(
+                    f"{name} has samples of shape {own}, and the program was recorded with "
+                    f"{tuple(shape)}{at_caller()}"
+                )
+        args, kwargs = trees.unflatten(self.samples.tree, merged)
+        program.check_arguments(tuple(args), kwargs)
 
     def _common_dtype(self) -> np.dtype[Any]:
         parts = [self.parts[i] for i in self.lanes.numbers]
@@ -271,25 +319,71 @@ class _Batch:
 
         They are put in the places of what the device has computed for them.
         """
-        chosen = []
-        for part, axis in zip(self.parts, self.axes, strict=True):
-            host = part.numpy() if isinstance(part, DeviceArray) else part
-            chosen.append(host if axis is None else np.asarray(host[which], np.float64))
-        args, kwargs = trees.unflatten(self.tree, chosen)
-        where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
-        mapping = self.program.map
-        options = {**kwargs, "in_axes": tuple(where)}
-        if self.task.name == "value":
-            found = mapping(*args, **options)
-        else:
-            method = getattr(mapping, self.task.name)
-            found = method(*args, argnums=self.task.argnums, **options)
+        found = self.samples.elsewhere(self.program, self.task, which)
         for number, values in enumerate(trees.flatten_like(self.lanes.tree, found)):
             result = results[number]
             host = result.numpy() if isinstance(result, DeviceArray) else result
             host[which] = values
             if isinstance(result, DeviceArray):
                 results[number] = self.device.put(host)
+
+
+class _OneByOne:
+    """A run, one sample after another: for programs that no region runs over samples."""
+
+    def __init__(self, samples: _Samples, program: Program, task: Task) -> None:
+        self.samples, self.program, self.task = samples, program, task
+        self.device = samples.device
+        self._targets: list[Any] = []
+
+    def run(self) -> Any:
+        """Return the results, samples along the first axis."""
+        tree: Any = None
+        others = []
+        for i in range(self.samples.n):
+            args, kwargs = self.samples.sample(i)
+            try:
+                found = self._compute(args, kwargs)
+            except ControlFlowChanged:
+                others.append(i)
+                continue
+            leaves, tree = trees.flatten(found)
+            self._keep(i, leaves)
+        if others:
+            found = self.samples.elsewhere(self.program, self.task, np.array(others))
+            leaves, tree = trees.flatten(found)
+            for place, i in enumerate(others):
+                self._keep(i, [np.asarray(leaf[place]) for leaf in leaves])
+        return trees.unflatten(tree, self._targets)
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        program = self.program.to(self.device)
+        if self.task.name == "value":
+            return program(*args, **kwargs)
+        return getattr(program, self.task.name)(*args, argnums=self.task.argnums, **kwargs)
+
+    def _keep(self, i: int, leaves: list[Any]) -> None:
+        """Put the parts of a result in their places."""
+        if not self._targets:
+            self._targets = [self._room_for(leaf) for leaf in leaves]
+        for target, leaf in zip(self._targets, leaves, strict=True):
+            if not isinstance(target, DeviceArray):
+                target[i] = leaf
+                continue
+            size = prod(target.shape[1:])
+            place = target.after(i * size, size)
+            if isinstance(leaf, DeviceArray):
+                copy(leaf, place)
+            else:
+                place.put(leaf)
+
+    def _room_for(self, leaf: Any) -> Any:
+        """Return an array for a part of all results: on the device, if an argument is there."""
+        shape = (self.samples.n, *np.shape(leaf))
+        for part in self.samples.parts:
+            if isinstance(part, DeviceArray):
+                return self.device.empty(shape, part.dtype)
+        return np.empty(shape, np.asarray(leaf).dtype)
 
 
 def _is_shared(x: Any) -> bool:

@@ -184,12 +184,15 @@ class Launch:
         rest = [out for out in outs if id(out) not in self._kinds]
         if not rest:
             return
-        for out in rest:
-            if not out.add:
-                self.before.append(self._clear(out))
         lead = next((out for out in rest if out.injective), None)
-        if lead is not None:
-            self._kinds[id(lead)] = W.ADD, -1, 0
+        replacing = [out for out in rest if not out.add]
+        if len(replacing) == 1 and replacing[0].injective:
+            (lead,) = replacing  # all others add, after it
+            self._kinds[id(lead)] = W.SET, -1, 0
+        else:
+            self.before += [self._clear(out) for out in replacing]
+            if lead is not None:
+                self._kinds[id(lead)] = W.ADD, -1, 0
         for out in rest:
             if out is not lead:
                 self._carry(out, True, alone=False)

@@ -24,6 +24,9 @@ LONGEST = 500
 _SECONDS = 0.1, 0.004
 """What compiling a kernel takes: a constant, and per instruction. It need not be exact."""
 
+_PLACINGS = 64
+"""Words that are kept on the device, for other places of buffers: copying some there waits."""
+
 _compiling = threading.Lock()
 
 
@@ -47,7 +50,7 @@ class Loaded:
         self.straight: Any = None
         self._clocks: list[Any] = []
         self._fixed: list[Any] | None = None
-        self._words: dict[Any, tuple[Any, Any]] = {}
+        self._words: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
     def run(self, buffers: Sequence[Any]) -> None:
@@ -89,6 +92,8 @@ class Loaded:
             constants = np.append(launch.region.constants, 0.0).astype(self.real)
             parts = code, constants, launch.index
             self._fixed = [device.driver.upload(part, device.stream) for part in parts]
+        if len(self._words) > _PLACINGS:
+            self._words.clear()
         extras = [device.pool.take(size * self.itemsize) for size in launch.extras]
         rows = device.pool.take(launch.scratch * self.itemsize) if launch.scratch else None
         memory = self._memory(views, extras)
@@ -123,13 +128,13 @@ class Loaded:
         self._earn()
 
     def _upload(self, key: Any, words: Any, places: dict[int, int]) -> tuple[str, int, int]:
-        """Return words on the device, those of the last run if no buffer has moved."""
-        relative = tuple(places[buffer] for _, buffer in words.relative)
-        found = self._words.get(key)
-        if found is None or found[0] != relative:
-            memory = self.device.driver.upload(words.at(places), self.device.stream)
-            found = self._words[key] = relative, memory
-        return "int64", found[1].address, len(words.words)
+        """Return words on the device, which has those for some of the last places of buffers."""
+        relative = key, *[places[buffer] for _, buffer in words.relative]
+        found = self._words.get(relative)
+        if found is None:
+            found = self.device.driver.upload(words.at(places), self.device.stream)
+            self._words[relative] = found
+        return "int64", found.address, len(words.words)
 
     def _kernel(self, memory: _Memory, index: Any, rows: Block | None) -> None:
         from ..kernels.cuda import driver
