@@ -26,6 +26,30 @@ class Batch:
         self.run()
 
 
+class Long:
+    """Value and two derivatives of 50,000 instructions a sample: rows of some megabytes a block."""
+
+    timer = time.process_time
+
+    def setup(self):
+        self.points = np.random.default_rng(0).uniform(0.5, 1.0, (8192, 2))
+        self.program = tg.record(self._path, self.points[0])
+        with tg.executor("compiled"):
+            self.time_long()
+
+    @staticmethod
+    def _path(point):
+        x, v = point[0], point[1]
+        for _ in range(5_000):
+            a = np.sin(x) * 0.3 - 0.7 * x - 0.1 * v * v
+            v = v + 0.01 * a
+            x = x + 0.01 * v
+        return x * x + v
+
+    def time_long(self):
+        self.program.map.value_and_grad(self.points)
+
+
 class First:
     """Recording a function, deriving what it needs, and the first thousand samples."""
 

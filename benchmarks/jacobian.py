@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,27 @@ def layers() -> Function:
         for w in weights:
             x = np.tanh(w @ x)
         return x
+
+    return f
+
+
+FUNNEL = (200, 120, 90, 50)
+
+
+def funnel(xp: Any = np) -> Function:
+    """Return three layers of a network, 200 numbers to 50: biases, and an activation for each.
+
+    `xp` is the namespace to compute with, which may be that of another system.
+    """
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=(n, m)) / np.sqrt(n) for n, m in pairwise(FUNNEL)]
+    biases = [rng.normal(size=m) for m in FUNNEL[1:]]
+
+    def f(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = xp.maximum(x @ weights[0] + biases[0], 0.0)
+        x = 1.0 / (1.0 + xp.exp(-(x @ weights[1] + biases[1])))
+        x = x @ weights[2] + biases[2]
+        return xp.log1p(xp.exp(x))
 
     return f
 
@@ -51,13 +74,15 @@ def peaks() -> Function:
     return f
 
 
-PROGRAMS = {"layers": layers, "recurrence": recurrence, "peaks": peaks}
+PROGRAMS = {"layers": layers, "funnel": funnel, "recurrence": recurrence, "peaks": peaks}
 PEAKS_AT = np.array([98.8, 0.0105, 100.5, 67.5, 23.1, 72.0, 179.0, 18.4])
 
 
 def point(program: str) -> NDArray[np.float64]:
     """Return the arguments that a program is differentiated at."""
-    return PEAKS_AT if program == "peaks" else np.linspace(-0.9, 0.9, SIZE)
+    if program == "peaks":
+        return PEAKS_AT
+    return np.linspace(-0.9, 0.9, FUNNEL[0] if program == "funnel" else SIZE)
 
 
 def row_by_row(f: Function, x: NDArray[np.float64]) -> NDArray[np.float64]:

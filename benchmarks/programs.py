@@ -1,5 +1,6 @@
 """asv: what it costs to finish a program, and to replay it."""
 
+import statistics
 import time
 
 import numpy as np
@@ -35,6 +36,41 @@ class Replay:
 
     def time_points(self, operations):
         self.points()
+
+
+def finishing(name, operations):
+    """Return the CPU seconds that one program takes from the end of its function on."""
+    if name == "loop":
+        f, arguments = (lambda x, a, b: scalar_loop(x, a, b, operations // 8, np.sin)), LOOP_POINT
+    else:
+        n = operations // 8
+        f, arguments = (lambda x: rosenbrock(x, n)), (rosenbrock_point(n),)
+    ended = 0.0
+
+    def noting_the_end(*inputs):
+        nonlocal ended
+        result = f(*inputs)
+        ended = time.process_time()
+        return result
+
+    with tg.executor("compiled"):
+        tg.record(noting_the_end, *arguments)
+    return time.process_time() - ended
+
+
+class Finish:
+    """Finishing a program, an instruction: evaluating, simplifying, finding what it captured."""
+
+    params = (("loop", "points"), (100_000, 1_000_000))
+    param_names = ("program", "operations")
+    unit = "ns"
+
+    def setup(self, program, operations):
+        finishing(program, 1_000)
+
+    def track_instruction(self, program, operations):
+        seconds = statistics.median(finishing(program, operations) for _ in range(5))
+        return 1e9 * seconds / operations
 
 
 class Record:

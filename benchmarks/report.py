@@ -143,6 +143,25 @@ def sweeps(effort: Effort) -> Figures:
     yield Figure(f"sweep of w1, {effort.large:.0e} over 1e5", large / small, "x", at_most=2)
 
 
+def finishing_seconds(name: str, operations: int, rounds: int) -> float:
+    """Return the median CPU seconds an instruction that finishing a program takes."""
+    from .programs import finishing
+
+    pin()
+    finishing(name, 1_000)  # kernels are loaded
+    found = statistics.median(finishing(name, operations) for _ in range(rounds))
+    return found / operations
+
+
+def finishes(effort: Effort) -> Figures:
+    """Finishing programs: all that is done once their function has returned."""
+    for name, what in (("loop", "w1"), ("points", "w2")):
+        for operations in (10**5, 10**6):
+            seconds = isolated(finishing_seconds, name, operations, effort.rounds)
+            label = f"finishing {what} at {operations:.0e}, an instruction"
+            yield Figure(label, seconds * 1e9, "ns", at_most=100)
+
+
 def memories(effort: Effort) -> Figures:
     """Memory of the steady state."""
     resident, peak = isolated(memory, effort.large)
@@ -232,6 +251,7 @@ def cold_starts(effort: Effort) -> Figures:
 PARTS: dict[str, Callable[[Effort], Figures]] = {
     "gradient": gradients,
     "sweep": sweeps,
+    "finish": finishes,
     "memory": memories,
     "index": index_loops,
     "replays": replays,

@@ -302,6 +302,7 @@ def vector_forward(
     k: Floats,
     v: Floats,
     t: Any,
+    reached: Any,
     start: int,
     stop: int,
     cell: int,
@@ -310,9 +311,12 @@ def vector_forward(
 ) -> tuple[int, int, int]:
     """Carry tangents through one run of scalar or of LANES instructions from `start` on.
 
-    Row c of `t` holds the tangents of cell c. Returns (position, cell, lane): where to go on, which
-    is at `start` itself before a HOST instruction.
+    Row c of `t` holds the tangents of cell c where `reached[c]` says so, and stands for zeros else.
+    Returns (position, cell, lane): where to go on, which is at `start` itself before a HOST
+    instruction.
     """
+    t[reached == 0] = 0.0
+    reached[...] = 1
     place = start, cell, lane
     for column in t.T:
         if op[start] == LANES:
@@ -332,6 +336,7 @@ def vector_reverse(
     k: Floats,
     v: Floats,
     g: Any,
+    reached: Any,
     start: int,
     stop: int,
     cell: int,
@@ -340,9 +345,12 @@ def vector_reverse(
 ) -> tuple[int, int, int]:
     """Carry adjoints through one run of scalar or of LANES instructions below `start`.
 
-    Row c of `g` holds the adjoints of cell c. Returns (position, cell, lane) as `lanes_reverse`
-    does: at `start` itself after a HOST instruction.
+    Row c of `g` holds the adjoints of cell c where `reached[c]` says so, and stands for zeros else.
+    Returns (position, cell, lane) as `lanes_reverse` does: at `start` itself after a HOST
+    instruction.
     """
+    g[reached == 0] = 0.0
+    reached[...] = 1
     place = start, cell, lane
     for column in g.T:
         if op[start - 1] == LANES:

@@ -163,20 +163,33 @@ def exp_parts(x: V, x_lo: V) -> tuple[I, V]:
     return n, y + fma(r * r, polynomial(r, EXP_FIT), y_lo)
 
 
+def exp_far(x: V) -> V:
+    """Return e**x where it is infinite, subnormal or zero, or x is nan."""
+    n, y = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
+    return scaled(y, n)
+
+
 def exp_of_pair(x: V, x_lo: V) -> V:
     """Return e**(x + x_lo), where x_lo is at most about the last place of x."""
     n, y = exp_parts(x, x_lo)
     y = from_bits(bits(y) + (n << FRACTION))
-    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
+    far = ~(fabs(x) < EXP_NEAR)
     if any_lane(far):
-        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
-        y = select(far, scaled(z, n), y)
+        y = select(far, exp_far(x), y)
     return y
 
 
 def vexp(x: V) -> V:
     """Return e**x."""
-    return exp_of_pair(x, NOTHING)
+    t = fma(x, LOG2E_PARTS[0], ROUNDER)
+    n = t - ROUNDER
+    r = fma(n, -LN2_PARTS[1], fma(n, -LN2_PARTS[0], x))  # What this loses is a quarter of a unit.
+    y = fma(r * r, polynomial(r, EXP_FIT), r) + 1.0
+    y = from_bits(bits(y) + (bits(t) << FRACTION))
+    far = ~(fabs(x) < EXP_NEAR)
+    if any_lane(far):
+        y = select(far, exp_far(x), y)
+    return y
 
 
 def exp2_parts(x: V, x_lo: V) -> tuple[I, V]:

@@ -31,10 +31,11 @@ WINDOW = (
     "OFFSET",
     "INDEX",  # buffer of an index array
     "BASE",
-    "ADD",
+    "HOW",  # one of `HOWS`: what lanes do to the element that they meet
     "STRIDES",  # word of the first stride
     "PLACED",  # whether the row itself lies there while a whole block runs
     "STREAMED",  # whether it is written past the cache, where it is aligned
+    "ALIGNED",  # whether it is copied unless its vectors begin where lines of the cache do
     "ZERO",  # whether its elements are made zero before all else
     "LOW",  # the lowest place it reaches
     "EXTENT",  # places from there to the highest
@@ -54,10 +55,14 @@ OUT_KINDS = (
     "LEAD",  # of windows on consecutive elements that overlap, the highest
     "FOLLOW",  # and the others, which add to what it has set
 )
+HOWS = ("SET", "ADD", "MAXIMUM", "MINIMUM")
+"""As in `tapegrad.regions.region`."""
 
 HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
 WIDTH = 16
 """Lanes of a vector: float64 numbers in 128 bytes."""
+LINE = 64
+"""Bytes of a line of the cache; a vector that lies across two takes twice as long to load."""
 PAD = 64
 """Bytes between rows: at distances of a power of two they would meet in one place of the cache."""

@@ -15,7 +15,6 @@ from . import special
 from .arrays import functions, view
 from .arrays.array import Array
 from .arrays.creation import array, constant, full, no_grad, ones, stop_gradient, zeros
-from .batches.vmap import vmap
 from .checkpointing.checkpoint import checkpoint
 from .errors import (
     ControlFlowChanged,
@@ -32,9 +31,6 @@ from .errors import (
     ThreadError,
 )
 from .execute import executor
-from .programs.function import function
-from .programs.program import Program
-from .programs.program import record_program as record
 from .progress import progress
 from .regions.threads import get_num_threads, set_num_threads
 from .transforms.custom import custom_jvp, custom_vjp
@@ -42,8 +38,12 @@ from .transforms.derivatives import grad, jacobian, value_and_grad, vjp
 from .transforms.higher import hessian, hvp, jvp, linearize
 
 if _TYPE_CHECKING:
+    from .batches.vmap import vmap
     from .checkpointing.loops import LoopPlan, checkpoint_loop
     from .programs.files import load
+    from .programs.function import function
+    from .programs.program import Program
+    from .programs.program import record_program as record
     from .sparse.sparsity import sparse_hessian, sparse_jacobian
     from .transforms.checking import GradientCheck, check_gradients
 
@@ -105,12 +105,17 @@ __all__ = [
 _LATER = {
     "GradientCheck": "transforms.checking",
     "LoopPlan": "checkpointing.loops",
+    "Program": "programs.program",
     "check_gradients": "transforms.checking",
     "checkpoint_loop": "checkpointing.loops",
+    "function": "programs.function",
     "load": "programs.files",
+    "record": "programs.program",
     "sparse_hessian": "sparse.sparsity",
     "sparse_jacobian": "sparse.sparsity",
+    "vmap": "batches.vmap",
 }
+_ELSEWHERE = {"record": "record_program"}  # what their modules call them
 
 
 def __getattr__(name: str) -> _Any:
@@ -118,7 +123,8 @@ def __getattr__(name: str) -> _Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
+    module = import_module(f".{_LATER[name]}", __name__)
+    value = globals()[name] = getattr(module, _ELSEWHERE.get(name, name))
     return value
 
 

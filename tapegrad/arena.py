@@ -330,27 +330,33 @@ class FixedColumn:
 
 
 class CompactArena:
-    """Copies of the code and values of a finished tape, in ordinary arrays of just their size.
+    """The code and values of a finished tape, in ordinary arrays of just their size.
 
-    The columns may be handed in as integers of any kind.
+    They are copies of what is handed in, whose columns may be integers of any kind.
     """
 
     __slots__ = ("a", "b", "op", "v")
 
     def __init__(self, op: AnyArray, a: AnyArray, b: AnyArray, v: AnyArray) -> None:
-        self.op = FixedColumn(_copied(op, np.uint8, STAGGER["op"]))
-        self.a = FixedColumn(_copied(a, np.uint32, STAGGER["a"]))
-        self.b = FixedColumn(_copied(b, np.uint32, STAGGER["b"]))
-        self.v = FixedColumn(_copied(v, np.float64, STAGGER["v"]))
+        self._make(len(op), len(v))
+        for column, values in ((self.op, op), (self.a, a), (self.b, b), (self.v, v)):
+            column.array[:] = values
+
+    @classmethod
+    def of_size(cls, n_instructions: int, n_cells: int) -> CompactArena:
+        """Return one of zeros, to be filled in."""
+        arena = cls.__new__(cls)
+        arena._make(n_instructions, n_cells)
+        return arena
+
+    def _make(self, n_instructions: int, n_cells: int) -> None:
+        self.op = FixedColumn(zeros(n_instructions, np.dtype(np.uint8), STAGGER["op"]))
+        self.a = FixedColumn(zeros(n_instructions, np.dtype(np.uint32), STAGGER["a"]))
+        self.b = FixedColumn(zeros(n_instructions, np.dtype(np.uint32), STAGGER["b"]))
+        self.v = FixedColumn(zeros(n_cells, np.dtype(np.float64), STAGGER["v"]))
 
     def give_back(self, n_instructions: int, n_cells: int) -> None:
         """Do nothing: ordinary arrays free themselves."""
-
-
-def _copied(array: AnyArray, dtype: Any, shift: int) -> AnyArray:
-    copy = zeros(array.size, np.dtype(dtype), shift)
-    copy[:] = array
-    return copy
 
 
 # -- adjoints -------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class HostOperand:
 class HostCall:
     """One structural instruction: a rule, its operands and parameters, and where it was written."""
 
-    __slots__ = ("operands", "params", "row", "shape")
+    __slots__ = ("operands", "params", "product", "row", "shape")
 
     def __init__(
         self, row: Any, operands: list[HostOperand], params: dict[str, Any], shape: Shape
@@ -84,6 +84,7 @@ class HostCall:
         self.operands = operands
         self.params = params
         self.shape = shape
+        self.product: Any = None  # what `tapegrad.transforms.products` has found out
 
     def forward(self, v: Floats, out: Floats) -> None:
         """Compute the operation into the cells `out`."""

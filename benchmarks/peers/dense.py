@@ -1,6 +1,7 @@
-"""Dense Jacobians of 100 numbers with respect to 100: three layers of a network, and a recurrence.
+"""Dense Jacobians: two networks, of 100 numbers to 100 and of 200 to 50, and a recurrence.
 
-`--n` chooses: 1 for the layers (the default), 2 for the recurrence of `benchmarks/jacobian.py`.
+`--n` chooses among the functions of `benchmarks/jacobian.py`: 1 for `layers` (the default), 2 for
+`recurrence`, 3 for `funnel`.
 """
 
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jacobian import SIZE, layers, point, recurrence
+from ..jacobian import FUNNEL, PROGRAMS, SIZE, funnel, point
 from .case import Case, Options, Peers
 
 PEERS = Peers()
@@ -17,7 +18,7 @@ PEERS = Peers()
 
 def operations(options: Options) -> int:
     """Return the number of elements of the matrix."""
-    return SIZE * SIZE
+    return FUNNEL[0] * FUNNEL[-1] if _name(options) == "funnel" else SIZE * SIZE
 
 
 @PEERS.add
@@ -26,7 +27,7 @@ def tapegrad(options: Options) -> Case:
     import tapegrad as tg
 
     name = _name(options)
-    x, f = point(name), (layers if name == "layers" else recurrence)()
+    x, f = point(name), PROGRAMS[name]()
     start = time.perf_counter()
     program = tg.record(f, x)
     info = {"trace_s": time.perf_counter() - start}
@@ -56,7 +57,7 @@ def jax_forward(options: Options) -> Case:
 
 
 def _name(options: Options) -> str:
-    return {0: "layers", 1: "layers", 2: "recurrence"}[options.n]
+    return {0: "layers", 1: "layers", 2: "recurrence", 3: "funnel"}[options.n]
 
 
 def _jax(options: Options, mode: str) -> Case:
@@ -72,6 +73,8 @@ def _jax(options: Options, mode: str) -> Case:
             for w in weights:
                 x = jnp.tanh(w @ x)
             return x
+    elif name == "funnel":
+        f = funnel(jnp)
     else:
 
         def f(x):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import update_wrapper
+from types import FunctionType
 from typing import Any
 
 from llvmlite import ir
@@ -16,24 +18,45 @@ _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_rew
 _warned = False
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any], *parts: Callable[..., Any]) -> Any:
     """Compile an entry point, cached on disk where there is a place to do so.
+
+    `parts` are plain functions that it calls by their names, to be compiled as parts of it. Such a
+    kernel allocates nothing, so that nobody counts the users of its arrays, which would take longer
+    than the rest: Numba does at every call.
 
     Numba looks for a writable directory beside the module and then in the user's cache, and raises
     where it finds neither. The kernel is then compiled in every process, and the user told once.
     """
+    options = {**_OPTIONS, "_nrt": not parts}
+    function = _calling(function, parts, options)
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
         _warn_once()
-        return njit(**_OPTIONS)(function)
+        return njit(**options)(function)
+
+
+def _calling(function: Any, parts: tuple[Any, ...], options: dict[str, bool]) -> Any:
+    """Return a copy of a plain function that calls compiled parts instead of plain ones."""
+    if not parts:
+        return function
+    compiled = {part.__name__: njit(inline="always", **options)(part) for part in parts}
+    copy = FunctionType(function.__code__, {**function.__globals__, **compiled}, function.__name__)
+    return update_wrapper(copy, function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call; it is cached as a part of them."""
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+def fused(function: Callable[..., Any]) -> Any:
+    """Compile a helper that is made a part of all that call it: what is short, and called often."""
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+    return njit(**options, **_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -14,7 +14,7 @@ from tapegrad.kernels.cpu.jit import helper, kernel
 
 # Constants of the compiled passes, written out, as in planning.py.
 HOST = 2
-IMPORTS = 4
+IMPORTS = 5
 WINDOW = 6
 if opcodes.HOST != HOST:
     raise ImportError("kernels/cpu/ordering.py and kernels/opcodes.py number opcodes differently")

@@ -6,8 +6,9 @@ the programs of `kernels/adjoints.py`. `tapegrad.regions.plan` calls both and ex
 surrounds them.
 
 Instructions are counted from the first of the stretch, and `first` has the first cell of each. A
-sum is a HOST instruction with a descriptor in `h`: as that of an array instruction with one
-operand, followed by the strides of the result.
+sum, maximum or minimum over axes is a HOST instruction with a descriptor in `h`: as that of an
+array instruction with one operand, how an out-window makes it in the place of the opcode, followed
+by the strides of the result.
 
 A value of a program is a number: results count from 0, in-windows are -1, -3, -5, ... and constants
 -2, -4, -6, ... `NONE` is no value.
@@ -40,14 +41,16 @@ if (
     raise ImportError("kernels/cpu/planning.py and the modules it mirrors differ")
 
 CELLS, INDEXED, CONSTANT, PASSIVE = 0, 1, 2, 3  # kinds of operands
-VALUES, POOL, ADJOINTS, INDICES, IMPORTS = 0, 1, 2, 3, 4
-"""Buffers: cells, constants, adjoints, indices; then values and adjoints of one import each."""
+VALUES, POOL, ADJOINTS, INDICES, TIES, IMPORTS = 0, 1, 2, 3, 4, 5
+"""Buffers: cells, constants, adjoints, indices, numbers of equal extremes; then values and adjoints
+of one import each."""
 
 AXES = 6  # that a region has at most
 WINDOW = 6  # words of a window before its strides, as in tapegrad/regions/region.py
 NONE = 1 << 40
 BY_REGIONS, BY_OTHERS = 1, 2
-STORE_ALL, STORE_OUTSIDE, REVERSE = 1, 2, 4
+STORE_ALL, STORE_OUTSIDE, REVERSE, COUNT_TIES = 1, 2, 4, 8
+EQUAL, ISNAN, OR, DIVIDE, WHERE = 0, 1, 2, 3, 4  # rows that extremes need, by place in `extremal`
 
 
 @helper
@@ -165,8 +168,8 @@ def partition(
     Parameters
     ----------
     host_at
-        By host instruction: place in `h` of a sum's descriptor, or -1 minus the place there of a
-        count and that many pairs (lowest and highest cell) of operands.
+        By host instruction: place in `h` of the descriptor of a sum or extremum, or -1 minus the
+        place there of a count and that many pairs (lowest and highest cell) of operands.
     limit : int
         Instructions that a region has at most.
     first
@@ -460,6 +463,37 @@ def window_value(
 
 
 @helper
+def set_window(w, value, buffer, place, how):
+    """Write the words of a window that come before its strides."""
+    w[0] = value
+    w[1] = buffer
+    w[2] = place
+    w[3] = -1
+    w[4] = 0
+    w[5] = how
+
+
+@helper
+def reduced_window(h, at, to, to_axes, w):
+    """Write the strides of a window on the results of a sum or extremum."""
+    axes = h[at + 1]
+    restride(h, at + 2, at + 4 + 2 * axes, axes, to, to_axes, w)
+
+
+@helper
+def chosen_lanes(h, at, x, place, to, to_axes, inputs, table, code, counts, extremal):
+    """Return the value that says which lanes have the extreme, whose cells start at `place`.
+
+    A nan has made the extreme nan, so it is one of them.
+    """
+    set_window(inputs[counts[1]], 0, VALUES, place, 0)
+    reduced_window(h, at, to, to_axes, inputs[counts[1]])
+    out = find_window(inputs, table, counts, to_axes)
+    same = push(code, counts, extremal[EQUAL], x, out, 0)
+    return push(code, counts, extremal[OR], same, push(code, counts, extremal[ISNAN], x, 0, 0), 0)
+
+
+@helper
 def accumulate(code, counts, adjoint_of, adjoint_in, add, value, amount):
     """Add an amount to the adjoint of a value."""
     if value >= 0:
@@ -486,7 +520,7 @@ def find_constant(constants, counts, number):
 @kernel
 def write(
     op, a, b, d, x, arity, host_at, h, i0, n, first, region, outside, link, r, start, stop, to,
-    to_axes, mode, active, entered, own, in_arena, add,
+    to_axes, mode, active, entered, own, in_arena, ties, add, extremal,
     starts, programs, received, numbers,
     value, known_ids, code, inputs, outputs, table, constants, adjoint_of, adjoint_in, counts,
 ):  # fmt: skip
@@ -496,15 +530,20 @@ def write(
     ----------
     mode : int
         `STORE_ALL` or `STORE_OUTSIDE`: which values are carried out; `REVERSE`: their adjoints are
-        taken from `ADJOINTS`, and those of operands carried out.
+        taken from `ADJOINTS`, and those of operands carried out; or `COUNT_TIES`: how many lanes
+        have each extreme.
     entered
         By instruction: whether adjoints come to it from `ADJOINTS`.
     own
         By import: the number of its own buffers, or -1.
     in_arena
         By import: set where its cells are looked for among all others.
+    ties
+        By instruction: where in `TIES` an extremum has its numbers of lanes; -1 where nobody asks.
     add
         The opcode of additions.
+    extremal
+        The opcodes `EQUAL` to `WHERE`.
     starts, programs, received, numbers
         The tables of `kernels/adjoints.py`.
     value, known_ids, code, inputs, outputs, table, constants, adjoint_of, adjoint_in
@@ -545,19 +584,24 @@ def write(
         if stored:
             w = outputs[counts[2]]
             counts[2] += 1
-            w[0] = value[i]
-            w[1] = VALUES
-            w[2] = first[i]
-            w[3] = -1
-            w[4] = 0
-            w[5] = 0
+            set_window(w, value[i], VALUES, first[i], t[at] if o == HOST else 0)
             if o == HOST:
-                restride(t, shape, where, axes, to, to_axes, w)
+                reduced_window(h, at, to, to_axes, w)
             else:
                 step = 1
                 for axis in range(to_axes - 1, -1, -1):
                     w[WINDOW + axis] = step
                     step *= to[axis]
+    if mode & COUNT_TIES:
+        for i in range(start, stop):
+            if region[i] == r and ties[i] >= 0:
+                at = host_at[a[i0 + i]]
+                chosen = chosen_lanes(
+                    h, at, value[i], first[i], to, to_axes, inputs, table, code, counts, extremal
+                )
+                set_window(outputs[counts[2]], chosen, TIES, ties[i], 0)
+                reduced_window(h, at, to, to_axes, outputs[counts[2]])
+                counts[2] += 1
     if not mode & REVERSE:
         return
     for i in range(counts[0]):
@@ -578,14 +622,9 @@ def write(
         seed = NONE
         if entered[i]:
             w = inputs[counts[1]]
-            w[0] = 0
-            w[1] = ADJOINTS
-            w[2] = first[i]
-            w[3] = -1
-            w[4] = 0
-            w[5] = 0
+            set_window(w, 0, ADJOINTS, first[i], 0)
             if o == HOST:
-                restride(t, shape, shape + axes + 2 + axes, axes, to, to_axes, w)
+                reduced_window(h, at, to, to_axes, w)
             else:
                 step = 1
                 for axis in range(to_axes - 1, -1, -1):
@@ -617,6 +656,16 @@ def write(
                         ids[k] = slots[slot]
                 made = push(code, counts, programs[line, 0], ids[0], ids[1], ids[2])
                 slots[TEMPORARY + line - starts[row]] = made
+        if o == HOST and ties[i] >= 0:
+            chosen = chosen_lanes(
+                h, at, value[i], first[i], to, to_axes, inputs, table, code, counts, extremal
+            )
+            set_window(inputs[counts[1]], 0, TIES, ties[i], 0)
+            reduced_window(h, at, to, to_axes, inputs[counts[1]])
+            number = find_window(inputs, table, counts, to_axes)
+            share = push(code, counts, extremal[DIVIDE], seed, number, 0)
+            none = find_constant(constants, counts, 0.0)
+            seed = push(code, counts, extremal[WHERE], chosen, share, none)
         where = shape + axes
         for k in range(operands):
             kind = t[where]

@@ -315,16 +315,21 @@ BUFFER = 2
 OFFSET = 3
 INDEX = 4
 BASE = 5
-ADD = 6
+HOW = 6
 STRIDES = 7
 PLACED = 8
 STREAMED = 9
-ZERO = 10
-LOW = 11
-EXTENT = 12
-EXTRA = 13
-SHIFT = 14
-HALO = 15
+ALIGNED = 10
+ZERO = 11
+LOW = 12
+EXTENT = 13
+EXTRA = 14
+SHIFT = 15
+HALO = 16
+SET = 0
+ADD = 1
+MAXIMUM = 2
+MINIMUM = 3
 IN_PLACE = 0
 UNIFORM = 1
 WALKED = 2
@@ -337,7 +342,8 @@ LATER = 4
 LEAD = 5
 FOLLOW = 6
 HEADER_BYTES = 104
-WINDOW_BYTES = 128
+WINDOW_BYTES = 136
+LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
 
 
@@ -655,21 +661,35 @@ def exp_parts(x: V, x_lo: V) -> tuple[I, V]:
 
 
 @helper
+def exp_far(x: V) -> V:
+    """Return e**x where it is infinite, subnormal or zero, or x is nan."""
+    n, y = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
+    return scaled(y, n)
+
+
+@helper
 def exp_of_pair(x: V, x_lo: V) -> V:
     """Return e**(x + x_lo), where x_lo is at most about the last place of x."""
     n, y = exp_parts(x, x_lo)
     y = from_bits(bits(y) + (n << FRACTION))
-    far = ~(fabs(x) < EXP_NEAR)  # Where the result is infinite, subnormal or zero, or x is nan.
+    far = ~(fabs(x) < EXP_NEAR)
     if any_lane(far):
-        n, z = exp_parts(minimum(EXP_MOST, maximum(EXP_LEAST, x)), NOTHING)  # So a nan stays.
-        y = select(far, scaled(z, n), y)
+        y = select(far, exp_far(x), y)
     return y
 
 
 @helper
 def vexp(x: V) -> V:
     """Return e**x."""
-    return exp_of_pair(x, NOTHING)
+    t = fma(x, LOG2E_PARTS[0], ROUNDER)
+    n = t - ROUNDER
+    r = fma(n, -LN2_PARTS[1], fma(n, -LN2_PARTS[0], x))  # What this loses is a quarter of a unit.
+    y = fma(r * r, polynomial(r, EXP_FIT), r) + 1.0
+    y = from_bits(bits(y) + (bits(t) << FRACTION))
+    far = ~(fabs(x) < EXP_NEAR)
+    if any_lane(far):
+        y = select(far, exp_far(x), y)
+    return y
 
 
 @helper
@@ -1834,6 +1854,59 @@ def total(source, lanes):
 
 
 @helper
+def start_of(how):
+    """Return what an element holds before any lane has met it."""
+    return 0.0 if how < MAXIMUM else -inf if how == MAXIMUM else inf
+
+
+@helper
+def is_beyond(a, b, how):
+    """Whether numbers stay when they meet others in a maximum or minimum; a nan does."""
+    sign = 1.0 if how == MAXIMUM else -1.0
+    return (sign * a > sign * b) | (a != a)
+
+
+@helper
+def join(target, source, lanes, how):
+    """Let numbers be met by others: their sums, or the larger or smaller ones."""
+    if how < MAXIMUM:
+        add(target, source, lanes)
+        return
+    whole = lanes // WIDTH * VECTOR
+    for m in range(0, whole, VECTOR):
+        a = load(target + m)
+        b = load(source + m)
+        store(target + m, select(is_beyond(a, b, how), a, b))
+    for m in range(whole, 8 * lanes, 8):
+        write_f64(target + m, met(read_f64(target + m), read_f64(source + m), how))
+
+
+@helper
+def met(x, y, how):
+    """Return the sum of two numbers, or the larger or smaller one."""
+    if how < MAXIMUM:
+        return x + y
+    return x if is_beyond(x, y, how) else y
+
+
+@helper
+def extreme(source, lanes, how):
+    """Return the largest or smallest of numbers."""
+    result = start_of(how)
+    whole = lanes // WIDTH * VECTOR
+    if whole > 0:
+        a = load(source)
+        for m in range(VECTOR, whole, VECTOR):
+            b = load(source + m)
+            a = select(is_beyond(a, b, how), a, b)
+        for i in range(WIDTH):
+            result = met(result, simd.lane(a, i), how)
+    for m in range(whole, 8 * lanes, 8):
+        result = met(result, read_f64(source + m), how)
+    return result
+
+
+@helper
 def locate(d, w, lane):
     """Return the place of a lane in a window, and how many lanes follow along the last axis."""
     shape = d + 8 * word(d, SHAPE)
@@ -1901,7 +1974,7 @@ def bring(d, w, buffers, lane, lanes, row):
 
 
 @helper
-def carry(d, w, target, index, adds, lane, lanes, row):
+def carry(d, w, target, index, how, lane, lanes, row):
     """Carry lanes of a row out through a window, run by run of the last axis."""
     step = last_stride(d, w)
     done = 0
@@ -1913,19 +1986,21 @@ def carry(d, w, target, index, adds, lane, lanes, row):
         if index:
             for i in range(run):
                 at = target + 8 * element(w, index, place + i * step)
-                was = read_f64(at) if adds else 0.0
-                write_f64(at, was + read_f64(source + 8 * i))
+                was = read_f64(at) if how else 0.0
+                write_f64(at, met(was, read_f64(source + 8 * i), how))
         elif step == 1:
-            if adds:
-                add(to, source, run)
+            if how:
+                join(to, source, run, how)
             else:
                 copy(to, source, run)
-        elif step == 0 and adds:
+        elif step == 0 and how >= MAXIMUM:
+            write_f64(to, met(read_f64(to), extreme(source, run, how), how))
+        elif step == 0 and how:
             write_f64(to, read_f64(to) + total(source, run))
-        elif adds:
+        elif how:
             for i in range(run):
                 at = to + 8 * i * step
-                write_f64(at, read_f64(at) + read_f64(source + 8 * i))
+                write_f64(at, met(read_f64(at), read_f64(source + 8 * i), how))
         else:
             for i in range(run):
                 write_f64(to + 8 * i * step, read_f64(source + 8 * i))
@@ -1934,7 +2009,8 @@ def carry(d, w, target, index, adds, lane, lanes, row):
 
 @helper
 def clear(d, w, buffers):
-    """Make the elements of a window zero, each once."""
+    """Make the elements of a window as they are before any lane meets them, each once."""
+    start = start_of(word(w, HOW))
     target = word(buffers, word(w, BUFFER))
     index = index_of(w, buffers)
     shape = d + 8 * word(d, SHAPE)
@@ -1956,7 +2032,7 @@ def clear(d, w, buffers):
                 rest = outer
         if index:
             place = element(w, index, place)
-        write_f64(target + 8 * place, 0.0)
+        write_f64(target + 8 * place, start)
 
 
 @inlined
@@ -1982,11 +2058,13 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
         if kind == SUM:
-            store(word(buffers, word(w, EXTRA)) + VECTOR * c, simd.splat(0.0))
+            start_value = start_of(word(w, HOW))
+            store(word(buffers, word(w, EXTRA)) + VECTOR * c, simd.splat(start_value))
         elif kind == PRIVATE:
             extent = word(w, EXTENT)
-            fill(word(buffers, word(w, EXTRA)) + 8 * c * extent, 0.0, extent)
-        elif kind == LEAD and c > 0 and not word(w, ADD):
+            private = word(buffers, word(w, EXTRA)) + 8 * c * extent
+            fill(private, start_of(word(w, HOW)), extent)
+        elif kind == LEAD and c > 0 and not word(w, HOW):
             # What the lead of the chunk before sets here comes later, from its halo.
             target = word(buffers, word(w, BUFFER)) + 8 * (word(w, LOW) + start)
             fill(target, 0.0, word(w, HALO))
@@ -2002,11 +2080,14 @@ def bring_in(d, buffers, lane, lanes, rows, first):
     for _ in range(word(d, INPUTS)):
         kind = word(w, KIND)
         number = word(w, ROW)
+        row = first + number * pitch
         if kind == IN_PLACE and lanes == padded:
             source = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane)
+            if source % LINE and word(w, ALIGNED):
+                copy(row, source, lanes)
+                source = row
             write_i64(rows + 8 * number, source)
         elif kind != UNIFORM:
-            row = first + number * pitch
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)
             fill(row + 8 * lanes, read_f64(row), padded - lanes)
@@ -2046,11 +2127,11 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         row = word(rows, word(w, ROW))
         target = word(buffers, word(w, BUFFER))
         flat = target + 8 * (word(w, OFFSET) + lane)
-        adds = word(w, ADD)
+        how = word(w, HOW)
         if kind == FLAT:
-            if adds:
+            if how:
                 add(flat, row, lanes)
-            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % 64 == 0:
+            elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % LINE == 0:
                 for m in range(0, 8 * lanes, VECTOR):
                     simd.store_streaming(flat + m, load(row + m))
             elif row != flat:
@@ -2058,17 +2139,21 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         elif kind == SUM:
             sums = word(buffers, word(w, EXTRA)) + VECTOR * c
             whole = lanes // WIDTH * VECTOR
-            partial = load(sums)
-            for m in range(0, whole, VECTOR):
-                partial = partial + load(row + m)
-            store(sums, partial)
-            add(sums, row + whole, lanes % WIDTH)
+            if how >= MAXIMUM:
+                for m in range(0, lanes, WIDTH):
+                    join(sums, row + 8 * m, min(WIDTH, lanes - m), how)
+            else:
+                partial = load(sums)
+                for m in range(0, whole, VECTOR):
+                    partial = partial + load(row + m)
+                store(sums, partial)
+                add(sums, row + whole, lanes % WIDTH)
         elif kind == WALK:
-            carry(d, w, target, index_of(w, buffers), adds, lane, lanes, row)
+            carry(d, w, target, index_of(w, buffers), how, lane, lanes, row)
         elif kind == PRIVATE:
             extent = word(w, EXTENT)
             private = word(buffers, word(w, EXTRA)) + 8 * (c * extent - word(w, LOW))
-            carry(d, w, private, 0, 1, lane, lanes, row)
+            carry(d, w, private, 0, max(how, ADD), lane, lanes, row)
         elif kind == LATER:
             copy(word(buffers, word(w, EXTRA)) + 8 * lane, row, lanes)
         else:
@@ -2076,7 +2161,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             halo = word(buffers, word(w, EXTRA)) + 8 * c * word(w, HALO)
             beyond = halo + 8 * (lane + inside + word(w, SHIFT) - stop)
             if kind == LEAD:
-                if adds:
+                if how:
                     add(flat, row, inside)
                 elif row != flat:
                     copy(flat, row, inside)
@@ -2121,31 +2206,33 @@ def finish(d, buffers):
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
+        how = word(w, HOW)
         target = word(buffers, word(w, BUFFER))
         if kind == SUM:
-            sums = simd.splat(0.0)
-            for c in range(chunks):
-                sums = sums + load(word(buffers, word(w, EXTRA)) + VECTOR * c)
+            first = word(buffers, word(w, EXTRA))
+            for c in range(1, chunks):
+                join(first, first + VECTOR * c, WIDTH, how)
             place = word(w, OFFSET)
             index = index_of(w, buffers)
             if index:
                 place = element(w, index, place)
-            result = read_f64(target + 8 * place) if word(w, ADD) else 0.0
+            result = read_f64(target + 8 * place) if how == ADD else start_of(how)
             for i in range(WIDTH):
-                result += simd.lane(sums, i)
+                result = met(result, read_f64(first + 8 * i), how)
             write_f64(target + 8 * place, result)
         elif kind == PRIVATE:
-            if not word(w, ADD):
+            if how != ADD:
                 clear(d, w, buffers)
             extent = word(w, EXTENT)
             for c in range(chunks):
                 private = word(buffers, word(w, EXTRA)) + 8 * c * extent
-                add(target + 8 * word(w, LOW), private, extent)
+                join(target + 8 * word(w, LOW), private, extent, how)
         elif kind == LATER:
-            if not word(w, ADD):
+            if how != ADD:
                 clear(d, w, buffers)
             aside = word(buffers, word(w, EXTRA))
-            carry(d, w, target, index_of(w, buffers), 1, 0, word(d, SIZE), aside)
+            index = index_of(w, buffers)
+            carry(d, w, target, index, max(how, ADD), 0, word(d, SIZE), aside)
         elif kind == LEAD:
             halo = word(w, HALO)
             for c in range(chunks - 1):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tapegrad.kernels import simplify
 from tapegrad.kernels.cpu.jit import kernel
 
-canonicalise = kernel(simplify.canonicalise)
-mark_live = kernel(simplify.mark_live)
+canonicalise = kernel(simplify.canonicalise, simplify.name_operands, simplify.find_equal)
+mark_live = kernel(simplify.mark_live, simplify.mark_lanes)
+move_together = kernel(simplify.move_together, simplify.rename_lanes)
 remap = kernel(simplify.remap)
-move_together = kernel(simplify.move_together)
 sort_keys = kernel(simplify.sort_keys)

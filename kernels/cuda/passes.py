@@ -81,14 +81,24 @@ def member(words, j):
     return walk(words, extents, extents + axes, axes, j)
 
 
-@kernel
-def clear(memory, words, index):
-    """Make elements -0.0, to which adding anything gives just that; a thread an element."""
-    threads = np.int64(cuda.gridDim.x) * np.int64(cuda.blockDim.x)
-    element = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
-    while element < words[COUNT]:
-        memory[target_of(words, index, element)] = -0.0
-        element += threads
+def clears(start):
+    """Return the kernel that makes elements a number."""
+
+    @kernel
+    def clear(memory, words, index):
+        """Make elements what they are before any lane meets them; a thread an element."""
+        threads = np.int64(cuda.gridDim.x) * np.int64(cuda.blockDim.x)
+        element = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+        while element < words[COUNT]:
+            memory[target_of(words, index, element)] = start
+            element += threads
+
+    return clear
+
+
+clear = clears(-0.0)
+"""To which adding anything gives just that."""
+clear_maximum, clear_minimum = clears(-np.inf), clears(np.inf)
 
 
 @kernel
@@ -113,6 +123,42 @@ def sum_by_threads(memory, words, index):
             total += memory[at]
         memory[at] = total
         element += threads
+
+
+def extremes_by_threads(largest):
+    """Return the kernel that takes the largest or the smallest numbers."""
+
+    @helper
+    def met(x, y):
+        """Return the extreme of two numbers; a nan, where there is one."""
+        return x if ((x > y) if largest else (x < y)) or x != x else y
+
+    @kernel
+    def by_threads(memory, words, index):
+        """Take the extreme of the numbers of each element in their order; a thread an element."""
+        threads = np.int64(cuda.gridDim.x) * np.int64(cuda.blockDim.x)
+        element = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+        while element < words[COUNT]:
+            at = target_of(words, index, element)
+            first = source_of(words, element)
+            start, stop = np.int64(0), words[REDUCED]
+            if words[ORDER] >= 0:
+                start = np.int64(index[words[STARTS] + element])
+                stop = np.int64(index[words[STARTS] + element + 1])
+            found = memory[at]
+            for j in range(start, stop):
+                if words[ORDER] >= 0:
+                    value = memory[first + np.int64(index[words[ORDER] + j])]
+                else:
+                    value = memory[first + member(words, j)]
+                found = met(found, value) if words[ADDS] or j > start else value
+            memory[at] = found
+            element += threads
+
+    return by_threads
+
+
+maximum_by_threads, minimum_by_threads = extremes_by_threads(True), extremes_by_threads(False)
 
 
 def sums_by_blocks(real, kind):

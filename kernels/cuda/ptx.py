@@ -58,7 +58,7 @@ def kernels(real: str) -> dict[str, tuple[Callable[..., None], tuple[str, ...]]]
         "interpret_in_global": (module.interpret_in_global, (*inside, real)),
         "straight": (driver.compile_straight(example(real)), around),
     }
-    for name in ("clear", "sum_by_threads", "sum_by_blocks"):
+    for name in ("clear", "sum_by_threads", "sum_by_blocks", "maximum_by_threads"):
         found[name] = driver.pass_kernel(name, real), around
     return {name: (kernel.py_func, types) for name, (kernel, types) in found.items()}
 

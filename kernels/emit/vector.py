@@ -26,6 +26,8 @@ NOTHING = -0.0
 Partials that are computed never are -0.0: they have 0.0 added to them.
 """
 
+NO_CELL = np.uint64(2**64 - 1)
+
 _INPUT, _LANES, _HOST = {input}, {lanes}, {host}
 _INDEXED, _CONSTANT = 1, 2  # kinds of operands of array instructions; 0 and 3 are cells, too
 _BINARY, _BINARY_XK, _BINARY_KX, _TERNARY = 2, 3, 4, 5
@@ -57,37 +59,78 @@ def partials(o, x, y, z, out):
     return to_x, to_y, to_z
 '''
 
-_FLOW = '''@helper
+_FLOW = '''@fused
 def flows(g, cell):
-    """Say whether a cell has an adjoint, or tangent, in any direction."""
+    """Say whether a cell that was reached has an adjoint, or tangent, in any direction."""
+    if g[cell, 0] != 0.0:
+        return True
     count = 0
     for j in range(g.shape[1]):
         count += g[cell, j] != 0.0
     return count > 0
 
 
-@helper
-def clear(g, cell):
-    """Leave a cell without adjoints or tangents."""
-    for j in range(g.shape[1]):
-        g[cell, j] = 0.0
-
-
-@helper
-def flow(g, source, target, partial):
+@fused
+def flow(g, fresh, source, target, partial):
     """Add what flows from one cell to another, in all directions.
 
-    Where nothing flows, an infinite partial does not make it nan.
+    The first to reach a cell sets what is there, to the bits of a sum that starts at zero.  Where
+    nothing flows, an infinite partial does not make it nan.
     """
     if partial == 0.0 and math.copysign(1.0, partial) < 0.0:  # NOTHING
-        return
-    if partial - partial == 0.0:
+        if fresh:
+            for j in range(g.shape[1]):
+                g[target, j] = 0.0
+    elif partial - partial != 0.0:
         for j in range(g.shape[1]):
-            g[target, j] += g[source, j] * partial
+            before = 0.0 if fresh else g[target, j]
+            g[target, j] = before + g[source, j] * partial if g[source, j] != 0.0 else before
+    elif fresh:
+        for j in range(g.shape[1]):
+            g[target, j] = g[source, j] * partial + 0.0
     else:
         for j in range(g.shape[1]):
-            if g[source, j] != 0.0:
-                g[target, j] += g[source, j] * partial
+            g[target, j] += g[source, j] * partial
+
+
+@helper
+def receive(t, reached, o, cells, x, y, z, out):
+    """Give a cell its tangents, from those of the operands of its instruction.
+
+    `cells` are the operands' and its own; operands that have none have NO_CELL.
+    """
+    live = False
+    for j in range(3):
+        if cells[j] != NO_CELL and not reached[cells[j]]:
+            cells[j] = NO_CELL
+        live = live or cells[j] != NO_CELL
+    if not live:
+        return
+    px, py, pz = partials(o, x, y, z, out)
+    own, fresh = cells[3], True
+    for j in range(3):
+        if cells[j] != NO_CELL:
+            flow(t, fresh, cells[j], own, px if j == 0 else py if j == 1 else pz)
+            fresh = False
+    reached[own] = 1
+
+
+@helper
+def send(g, reached, o, cells, x, y, z, out):
+    """Let the adjoints of a cell flow to the operands of its instruction.
+
+    `cells` are the operands' and its own; operands that have none have NO_CELL. Zeros flow as well:
+    what is reached does not depend on values.
+    """
+    own = cells[3]
+    px = py = pz = NOTHING
+    if flows(g, own):
+        px, py, pz = partials(o, x, y, z, out)
+    for j in (2, 1, 0):  # as sweeps of one direction do
+        if cells[j] != NO_CELL:
+            fresh = not reached[cells[j]]
+            reached[cells[j]] = 1
+            flow(g, fresh, own, cells[j], px if j == 0 else py if j == 1 else pz)
 
 
 @helper
@@ -103,38 +146,62 @@ def look_up(d, at, ndim, shape, lane, n, x, places):
             places[m] = x[places[m]]
 
 
-@helper
+@fused
 def lane_partials(o, d, first, size, arity, places, m, k, v, out):
     """Return the partials of one lane of an array instruction."""
     p = places[0, m]
-    value_x = k[p] if d[first] == _CONSTANT else v[p]
-    value_y = value_z = value_x
+    x = k[p] if d[first] == _CONSTANT else v[p]
+    y = z = x
     if arity > 1:
         q = places[1, m]
-        value_y = k[q] if d[first + size] == _CONSTANT else v[q]
+        y = k[q] if d[first + size] == _CONSTANT else v[q]
     if arity > 2:
         r = places[2, m]
-        value_z = k[r] if d[first + 2 * size] == _CONSTANT else v[r]
-    return partials(o, value_x, value_y, value_z, out)
+        z = k[r] if d[first + 2 * size] == _CONSTANT else v[r]
+    return partials(o, x, y, z, out)
 
 
-@helper
+@fused
 def has_cells(kind):
     """Say whether an operand of an array instruction has adjoints and tangents."""
     return kind <= _INDEXED
+
+
+@fused
+def scalar_values(kind, p, q, carried, k, v, cells):
+    """Return the operands of a scalar instruction, and write their cells.
+
+    `p` and `q` are what stands with it, `carried` what does with the one before.
+    """
+    cells[0], cells[1], cells[2] = p, NO_CELL, NO_CELL
+    if kind == _BINARY:
+        cells[1] = q
+        return v[p], v[q], 0.0
+    if kind == _BINARY_XK:
+        return v[p], k[q], 0.0
+    if kind == _BINARY_KX:
+        cells[0], cells[1] = NO_CELL, p
+        return k[q], v[p], 0.0
+    if kind == _TERNARY:
+        cells[0], cells[1], cells[2] = carried, p, q
+        return v[carried], v[p], v[q]
+    return v[p], 0.0, 0.0
 '''
 
 _KERNELS = '''@kernel
-def forward(op, a, b, d, x, k, v, t, start, stop, cell, lane, limit):
+def forward(op, a, b, d, x, k, v, t, reached, start, stop, cell, lane, limit):
     """Carry tangents through instructions from `start` on, from lane `lane` of the first.
 
-    Row c of `t` holds the tangents of cell c, a column a direction. Those of inputs are there
-    already; those of constants are set to zero.
+    Row c of `t` holds the tangents of cell c, a column a direction, where `reached[c]` says so;
+    else it is undefined, and stands for zeros. Those of inputs are there already. What is reached
+    does not depend on values.
 
     Returns (position, cell, lane): where to go on, which is a HOST instruction, or is `stop`, or is
     where about `limit` lanes were done.
     """
     places = np.empty((3, BLOCK), dtype=np.uint64)
+    w = np.empty((3, BLOCK))
+    cells = np.empty(4, dtype=np.uint64)
     position = start
     while position < stop and limit > 0:
         o = op[position]
@@ -153,16 +220,25 @@ def forward(op, a, b, d, x, k, v, t, start, stop, cell, lane, limit):
                 n = min(BLOCK, count - lane)
                 for j in range(arity):
                     look_up(d, first + j * size, ndim, shape, lane, n, x, places[j])
+                base = np.uint64(cell + lane)
                 for m in range(n):
-                    c = np.uint64(cell + lane + m)
-                    clear(t, c)
-                    px, py, pz = lane_partials(row, d, first, size, arity, places, m, k, v, v[c])
-                    if has_cells(d[first]):
-                        flow(t, places[0, m], c, px)
-                    if arity > 1 and has_cells(d[first + size]):
-                        flow(t, places[1, m], c, py)
-                    if arity > 2 and has_cells(d[first + 2 * size]):
-                        flow(t, places[2, m], c, pz)
+                    c = base + np.uint64(m)
+                    reached[c] = 0
+                    live = False
+                    for j in range(arity):
+                        live |= has_cells(d[first + j * size]) and reached[places[j, m]] > 0
+                    if live:
+                        px, py, pz = lane_partials(
+                            row, d, first, size, arity, places, m, k, v, v[c]
+                        )
+                        w[0, m], w[1, m], w[2, m] = px, py, pz
+                for j in range(arity):
+                    if has_cells(d[first + j * size]):
+                        for m in range(n):
+                            c = base + np.uint64(m)
+                            if reached[places[j, m]]:
+                                flow(t, not reached[c], places[j, m], c, w[j, m])
+                                reached[c] = 1
                 lane += n
                 limit -= n
             if lane < count:
@@ -174,26 +250,12 @@ def forward(op, a, b, d, x, k, v, t, start, stop, cell, lane, limit):
         elif o == _HOST:
             break
         else:
-            c = np.uint64(cell)
-            clear(t, c)
             kind = _KINDS[o]
-            if kind == _BINARY:
-                px, py, pz = partials(o, v[p], v[q], 0.0, v[c])
-                flow(t, p, c, px)
-                flow(t, q, c, py)
-            elif kind == _BINARY_KX:
-                px, py, pz = partials(o, k[q], v[p], 0.0, v[c])
-                flow(t, p, c, py)
-            elif kind == _TERNARY:
-                r = np.uint64(a[position - 1])
-                px, py, pz = partials(o, v[r], v[p], v[q], v[c])
-                flow(t, r, c, px)
-                flow(t, p, c, py)
-                flow(t, q, c, pz)
-            elif kind > 0:  # one operand cell, and perhaps a constant
-                y = k[q] if kind == _BINARY_XK else 0.0
-                px, py, pz = partials(o, v[p], y, 0.0, v[c])
-                flow(t, p, c, px)
+            if kind > 0:
+                carried = np.uint64(a[position - 1]) if kind == _TERNARY else p
+                xs = scalar_values(kind, p, q, carried, k, v, cells)
+                cells[3] = cell
+                receive(t, reached, o, cells, xs[0], xs[1], xs[2], v[cells[3]])
             cell += 1
         limit -= 1
         position += 1
@@ -201,17 +263,20 @@ def forward(op, a, b, d, x, k, v, t, start, stop, cell, lane, limit):
 
 
 @kernel
-def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit):
+def reverse(op, a, b, d, x, k, v, g, reached, start, stop, cell, lane, limit):
     """Carry adjoints through instructions `start` - 1 down to `stop`.
 
-    Row c of `g` holds the adjoints of cell c, a column a direction. `cell` is the first cell after
-    instruction `start` - 1, and `lane` how many of its lanes are to do, -1 for all. Adjoints are
-    cleared as they are used, but for those of inputs: the caller reads them.
+    Row c of `g` holds the adjoints of cell c, a column a direction, where `reached[c]` says so;
+    else it is undefined, and stands for zeros. `cell` is the first cell after instruction
+    `start` - 1, and `lane` how many of its lanes are to do, -1 for all. What is reached does not
+    depend on values.
 
     Returns (position, cell, lane) in the same sense: instruction `position` - 1 is a HOST
     instruction, or `position` is `stop`, or about `limit` lanes were done.
     """
     places = np.empty((3, BLOCK), dtype=np.uint64)
+    w = np.empty((3, BLOCK))
+    cells = np.empty(4, dtype=np.uint64)
     position = start
     while position > stop and limit > 0:
         i = position - 1
@@ -237,16 +302,20 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit):
                     look_up(d, first + j * size, ndim, shape, lane, n, x, places[j])
                 for m in range(n):
                     c = np.uint64(base + lane + m)
-                    if not flows(g, c):
-                        continue
-                    px, py, pz = lane_partials(row, d, first, size, arity, places, m, k, v, v[c])
-                    if has_cells(d[first]):
-                        flow(g, c, places[0, m], px)
-                    if arity > 1 and has_cells(d[first + size]):
-                        flow(g, c, places[1, m], py)
-                    if arity > 2 and has_cells(d[first + 2 * size]):
-                        flow(g, c, places[2, m], pz)
-                    clear(g, c)
+                    if reached[c]:
+                        px = py = pz = NOTHING
+                        if flows(g, c):
+                            px, py, pz = lane_partials(
+                                row, d, first, size, arity, places, m, k, v, v[c]
+                            )
+                        w[0, m], w[1, m], w[2, m] = px, py, pz
+                for j in range(arity):
+                    if has_cells(d[first + j * size]):
+                        for m in range(n):
+                            c = np.uint64(base + lane + m)
+                            if reached[c]:
+                                flow(g, not reached[places[j, m]], c, places[j, m], w[j, m])
+                                reached[places[j, m]] = 1
             if lane > 0:
                 break
             lane = -1
@@ -257,27 +326,12 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit):
             break
         else:
             cell -= 1
-            c = np.uint64(cell)
-            if flows(g, c):
-                kind = _KINDS[o]
-                if kind == _BINARY:
-                    px, py, pz = partials(o, v[p], v[q], 0.0, v[c])
-                    flow(g, c, q, py)
-                    flow(g, c, p, px)
-                elif kind == _BINARY_KX:
-                    px, py, pz = partials(o, k[q], v[p], 0.0, v[c])
-                    flow(g, c, p, py)
-                elif kind == _TERNARY:
-                    r = np.uint64(a[i - 1])
-                    px, py, pz = partials(o, v[r], v[p], v[q], v[c])
-                    flow(g, c, r, px)
-                    flow(g, c, q, pz)
-                    flow(g, c, p, py)
-                elif kind > 0:  # one operand cell, and perhaps a constant
-                    y = k[q] if kind == _BINARY_XK else 0.0
-                    px, py, pz = partials(o, v[p], y, 0.0, v[c])
-                    flow(g, c, p, px)
-                clear(g, c)
+            kind = _KINDS[o]
+            cells[3] = cell
+            if kind > 0 and reached[cells[3]]:
+                carried = np.uint64(a[i - 1]) if kind == _TERNARY else p
+                xs = scalar_values(kind, p, q, carried, k, v, cells)
+                send(g, reached, o, cells, xs[0], xs[1], xs[2], v[cells[3]])
         limit -= 1
         position = i
     return position, cell, lane
@@ -286,7 +340,7 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit):
 _COMPILE = '''_COLUMNS = (
     "uint8[::1], uint32[::1], uint32[::1], int64[::1], uint32[::1], float64[::1], float64[::1]"
 )
-SIGNATURE = f"({_COLUMNS}, float64[:, ::1], int64, int64, int64, int64, int64)"
+SIGNATURE = f"({_COLUMNS}, float64[:, ::1], uint8[::1], int64, int64, int64, int64, int64)"
 
 
 def compile_all() -> None:
@@ -323,7 +377,8 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         _KERNELS,
         _COMPILE,
     ]
-    return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(body)])
+    library = preamble(used | {"nan"}).replace("import helper", "import fused, helper")
+    return "\n".join([header, library, "\n\n".join(body)])
 
 
 def _kind(opcode: Opcode) -> int:

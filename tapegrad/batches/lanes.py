@@ -5,6 +5,9 @@ Every instruction of the program's tape becomes one instruction of a region
 out-windows; so arguments are read, and results written, where they lie. The decisions of the
 program are instructions as well: they give one more result, whether a sample takes the program's
 way.
+
+A program of more rows than a region can have is several regions. What one of them computes for the
+next ones waits in memory, for a chunk of samples that is small enough.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ import numpy as np
 
 from .. import execute
 from ..errors import at_caller
+from ..regions import results
+from ..regions.cutting import MOST_ROWS
 from ..regions.region import (
     BUFFER,
     OFFSET,
     STRIDES,
     Region,
     RegionBuilder,
-    RegionTooLarge,
     run_reference,
 )
 from ..regions.threads import run_region
@@ -34,6 +38,9 @@ if TYPE_CHECKING:
     from ..programs.program import Program
 
 Array = np.ndarray[Any, Any]
+
+LONGEST = 1 << 20
+"""Cells of a program, beyond which not even many samples are worth its lanes."""
 
 _LAYOUTS = 8  # regions that are kept for other numbers of samples, or other strides
 
@@ -61,6 +68,8 @@ class Lanes:
         The shape of each of them, for one sample.
     decided : bool
         Whether there are decisions to be checked.
+    waiting : int
+        Numbers a sample that wait in memory between the regions of a long program.
     """
 
     def __init__(self, program: Program) -> None:
@@ -78,16 +87,17 @@ class Lanes:
         self.input_shapes = [place.shape for _, place in known]
         self.cells, self.expected = program.decisions.looks()
         self.decided = bool(self.cells.size)
-        self._results = _Layouts(self._region(looks=False), self.input_shapes)
+        self._results = self._layouts(looks=False)
         self._looks: _Layouts | None = None
+        self.waiting = self._results.places
 
     @property
     def instructions(self) -> int:
         """How many instructions a sample takes, one at least."""
         return self._results.instructions + 1
 
-    def _region(self, looks: bool) -> Region:
-        """Return the region for one sample: with results, or with what decisions look at."""
+    def _layouts(self, looks: bool) -> _Layouts:
+        """Return the regions of results, or of what decisions look at."""
         build = RegionBuilder((1,))
         program = self.program
         # Asked now, for cells have other numbers once a program was compiled.
@@ -105,7 +115,8 @@ class Lanes:
         for value in found:
             build.output(value, buffer, (0,))
             buffer += 1
-        return build.fuse().finish()
+        regions, waiting = build.fuse().finish_in_parts(buffer, MOST_ROWS)
+        return _Layouts(regions, waiting, self.input_shapes)
 
     def _agreement(self, build: RegionBuilder, values: Unrolled) -> int:
         """Return the value that says whether all decisions are those that were recorded."""
@@ -158,15 +169,34 @@ class Lanes:
             buffers.append(agreement)
             strides.append(1)
         if buffers[len(self.input_shapes) :]:
-            run_chunk(self.region(m, layout, strides), buffers)
+            self._run(self._results, m, layout, strides, buffers)
         for target, flat in kept:
             target[...] = flat.reshape(target.shape)
         if self.decided and not agreement.all():
             return agreement != 0.0
         return None
 
-    def region(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
-        """Return the region that computes results, and last whether samples take this way.
+    @staticmethod
+    def _run(
+        layouts: _Layouts,
+        m: int,
+        layout: tuple[tuple[int, ...], ...],
+        strides: Sequence[int],
+        buffers: list[Array],
+    ) -> None:
+        regions = layouts.of(m, layout, strides)
+        if len(regions) > 1:
+            buffers = [*buffers, results.take(layouts.places * m)]
+        for region in regions:
+            run_chunk(region, buffers)
+
+    def regions(
+        self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]
+    ) -> list[Region]:
+        """Return the regions that compute results, and last whether samples take this way.
+
+        Where there are several they are run in their order, and have one more buffer than results:
+        that of `waiting` numbers for each of the `m` samples.
 
         Parameters
         ----------
@@ -194,11 +224,10 @@ class Lanes:
         """
         if self._looks is None:
             with self.program.lock:
-                self._looks = _Layouts(self._region(looks=True), self.input_shapes)
+                self._looks = self._layouts(looks=True)
         buffers, layout = self._inputs(arguments, mapped)
         columns = np.empty((self.cells.size, m))
-        region = self._looks.of(m, layout, [1] * len(columns))
-        run_chunk(region, buffers + list(columns))
+        self._run(self._looks, m, layout, [1] * len(columns), buffers + list(columns))
         yield from self.program.decisions.grouped(columns)
 
     def _inputs(
@@ -240,20 +269,33 @@ def _flat(values: Array) -> tuple[Array, tuple[int, ...]]:
 
 
 class _Layouts:
-    """One region for other numbers of samples, and for arguments that lie otherwise in memory."""
+    """Regions for other numbers of samples, and for arguments that lie otherwise in memory.
 
-    def __init__(self, one: Region, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._one = one
+    Parameters
+    ----------
+    ones : list of Region
+        The regions for one sample, to be run in their order.
+    places : int
+        Numbers a sample that wait, in the buffer behind those of the results.
+    shapes : sequence of tuple of int
+        Of the inputs.
+    """
+
+    def __init__(self, ones: list[Region], places: int, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._ones = ones
+        self.places = places
         self._shapes = shapes
-        self._known: OrderedDict[Any, Region] = OrderedDict()
+        self._known: OrderedDict[Any, list[Region]] = OrderedDict()
 
     @property
     def instructions(self) -> int:
         """Number of instructions."""
-        return len(self._one.code)
+        return sum([len(one.code) for one in self._ones])
 
-    def of(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
-        """Return the region for `m` samples.
+    def of(
+        self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]
+    ) -> list[Region]:
+        """Return the regions for `m` samples.
 
         Parameters
         ----------
@@ -264,34 +306,42 @@ class _Layouts:
             Of each result over the samples.
         """
         key = m, layout, tuple(strides)
-        region = self._known.pop(key, None)
-        if region is None:
-            one = self._one
-            inputs, outputs = one.inputs.copy(), one.outputs.copy()
-            number, element = inputs[:, BUFFER], inputs[:, OFFSET].copy()
-            for i, (shape, (step, *steps)) in enumerate(zip(self._shapes, layout, strict=True)):
-                mine = number == i
-                places = Window(0, shape, tuple(steps)).cells().ravel()
-                inputs[mine, OFFSET] = places[element[mine]]
-                inputs[mine, STRIDES] = step
-            outputs[:, STRIDES] = strides
-            region = Region((m,), one.code, one.constants, inputs, outputs, one.rows)
-        self._known[key] = region
+        regions = self._known.pop(key, None)
+        if regions is None:
+            regions = [self._placed(one, m, layout, strides) for one in self._ones]
+        self._known[key] = regions
         if len(self._known) > _LAYOUTS:
             self._known.popitem(last=False)
-        return region
+        return regions
+
+    def _placed(
+        self, one: Region, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]
+    ) -> Region:
+        inputs, outputs = one.inputs.copy(), one.outputs.copy()
+        number, element = inputs[:, BUFFER], inputs[:, OFFSET].copy()
+        for i, (shape, (step, *steps)) in enumerate(zip(self._shapes, layout, strict=True)):
+            mine = number == i
+            places = Window(0, shape, tuple(steps)).cells().ravel()
+            inputs[mine, OFFSET] = places[element[mine]]
+            inputs[mine, STRIDES] = step
+        inner = len(self._shapes) + len(strides)  # the buffer of what waits
+        for windows in (inputs, outputs):
+            waits = windows[:, BUFFER] == inner
+            windows[waits, OFFSET] *= m
+            windows[waits, STRIDES] = 1
+        rest = outputs[:, BUFFER] < inner
+        numbers = outputs[rest, BUFFER] - len(self._shapes)
+        outputs[rest, STRIDES] = np.array(strides, np.int64)[numbers]
+        return Region((m,), one.code, one.constants, inputs, outputs, one.rows)
 
 
 def lanes_of(program: Program) -> Lanes | None:
     """Return a program's lanes, or None where it is better run sample by sample.
 
-    That is where it is long, has structural instructions that are not taken apart, or decisions
-    by functions such as ``np.argmax``.
+    That is where it is very long, has structural instructions that are not taken apart, or
+    decisions by functions such as ``np.argmax``.
     """
-    if not can_unroll(program.tape) or program.decisions.by_functions:
+    if not can_unroll(program.tape, LONGEST) or program.decisions.by_functions:
         return None
     with program.lock:
-        try:
-            return Lanes(program)
-        except RegionTooLarge:
-            return None
+        return Lanes(program)

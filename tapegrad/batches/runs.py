@@ -22,7 +22,8 @@ from ..programs.function import FunctionOfPrograms, Way
 from ..programs.program import Program
 from ..progress import steps, wanted
 from ..regions import results
-from .lanes import Array, Lanes, lanes_of
+from . import unroll
+from .lanes import LONGEST, Array, Lanes, lanes_of
 from .samples import Samples
 
 MEMORY = 64 << 20
@@ -34,7 +35,15 @@ WAYS = 1 << 10
 CHUNK_WORK = 1 << 27
 """Samples times instructions of a chunk: between two of them Ctrl-C is noticed, the bar moves."""
 
+LONG_SAMPLES = 1 << 13
+"""Samples of a long program that take as long by replays as its lanes take to be made."""
+
+WAITING = 16 << 20
+"""Bytes that the regions of a long program leave for each other at a time, about."""
+
+_FACTOR = 4  # of instructions that a derivative has more than its program, about
 _MOST, _LEAST = 1 << 20, 1 << 10  # samples of a chunk, whatever the work and the memory
+_LEAST_WAITING = 1 << 6  # where numbers of each sample wait in memory
 _DERIVED_CELLS = 1 << 20  # outputs times instructions, beyond which no Jacobian is recorded
 
 
@@ -61,11 +70,22 @@ class Task:
             return program.value_and_grad(*args, argnums=self.argnums, **kwargs)[1]
         return getattr(program, self.name)(*args, argnums=self.argnums, **kwargs)
 
-    def lanes(self, program: Program) -> Lanes | None:
-        """Return the lanes that compute it, made once a program; None where there are none."""
+    def lanes(self, program: Program, samples: int = 0) -> Lanes | None:
+        """Return the lanes that compute it, made once a program; None where there are none.
+
+        Those of a long program are made once it has met enough samples.
+        """
         key = self.name, self.argnums
         with program.lock:
             if key not in program.lanes:
+                if (
+                    unroll.length(program.tape) * (1 if self.name == "value" else _FACTOR)
+                    > unroll.MAX_CELLS
+                ):
+                    met = program.samples_met.get(key, 0) + samples
+                    program.samples_met[key] = met
+                    if met < LONG_SAMPLES:
+                        return None
                 derived = self._derived(program)
                 program.lanes[key] = None if derived is None else lanes_of(derived)
         found: Lanes | None = program.lanes[key]
@@ -74,7 +94,7 @@ class Task:
     def _derived(self, program: Program) -> Program | None:
         if self.name == "value":
             return program
-        if Task("value").lanes(program) is None:
+        if not unroll.can_unroll(program.tape, LONGEST) or program.decisions.by_functions:
             return None
         if self.name in ("jacobian", "hessian"):
             args, _ = program.example()
@@ -178,7 +198,7 @@ class Batch:
 
     def _chunks(self, where: Any, root: Way) -> Iterator[Any]:
         """Yield pieces of the samples `where` of a size that the memory allows."""
-        lanes = self.task.lanes(root.program)
+        lanes = self.task.lanes(root.program, _size(where))
         size = self._chunk_size(lanes) if lanes is not None else _LEAST
         for start in range(0, _size(where), size):
             if isinstance(where, slice):
@@ -198,7 +218,10 @@ class Batch:
             if apart or dtype != np.float64 or self._out is not None:
                 bytes_ += 8 * prod(shape)
         size = min(CHUNK_WORK // lanes.instructions, self.memory // max(bytes_, 1), _MOST)
-        return max(size // _LEAST, 1) * _LEAST
+        least = _LEAST
+        if lanes.waiting:
+            size, least = min(size, WAITING // (8 * lanes.waiting)), _LEAST_WAITING
+        return max(size // least, 1) * least
 
     # -- one chunk ---------------------------------------------------------------------------------
 
@@ -207,7 +230,7 @@ class Batch:
         waiting: list[tuple[Any, Way, int]] = [(chunk, root, 0)]
         while waiting:
             where, way, depth = waiting.pop()
-            lanes = self.task.lanes(way.program)
+            lanes = self.task.lanes(way.program, 0 if way is root else _size(where))
             if lanes is None:
                 if not rehearsal:
                     self._one_by_one(where)

@@ -9,7 +9,6 @@ element a sample (`tapegrad.batches.vmap`). What a value is, only the target kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +32,7 @@ from ..transforms.adjoint import descriptor
 from ..window import Shape, Window
 
 MAX_CELLS = 1 << 15
-"""Cells of a tape that is taken apart, at most: a longer one serves each sample well by itself."""
+"""Cells of a tape that is taken apart, at most, unless many samples make up for the time."""
 
 MAX_PRODUCTS = 1 << 15
 """Products of elements in a product of matrices that is taken apart, at most."""
@@ -50,10 +49,13 @@ class Target(Protocol):
     def op(self, row: str, *values: Value) -> Value:
         """Append a row of the table and return its result."""
 
+    def extremum(self, row: str, values: Sequence[Value]) -> Value:
+        """Append the "max" or "min" of values: ties share, where there is a derivative to be."""
 
-def can_unroll(tape: Tape) -> bool:
+
+def can_unroll(tape: Tape, most: int | None = None) -> bool:
     """Whether a finished tape is short enough, and of operations that are known by element."""
-    if tape.flushed_cell - tape.input_cells > MAX_CELLS:
+    if length(tape) > (MAX_CELLS if most is None else most):
         return False
     from ..ops.structural import STRUCTURAL  # loaded with the first structural operation
 
@@ -64,6 +66,11 @@ def can_unroll(tape: Tape) -> bool:
         if name == "matmul" and _products(call) > MAX_PRODUCTS:
             return False
     return True
+
+
+def length(tape: Tape) -> int:
+    """Return how many cells a tape computes."""
+    return tape.flushed_cell - tape.input_cells
 
 
 def _products(call: Any) -> int:
@@ -236,10 +243,9 @@ def _extremum(row: str) -> Callable[..., Any]:
         flat = x.transpose(*kept, *axis).reshape(*shape, -1)
         result = np.empty(shape, object)
         for index in np.ndindex(*shape):
-            result[index] = reduce(
-                lambda one, other: _Term(one.target, one.target.op(row, one.value, other.value)),
-                flat[index],
-            )
+            target = flat[index][0].target
+            values = [term.value for term in flat[index]]
+            result[index] = _Term(target, target.extremum(row, values))
         return result  # its order is that of the result with axes kept, too
 
     return extremum
@@ -251,7 +257,7 @@ _BY_ELEMENT: dict[str, Callable[..., Any]] = {
     "cumsum": np.cumsum,
     "cumprod": np.cumprod,
     "matmul": np.matmul,
-    "max": _extremum("maximum"),
-    "min": _extremum("minimum"),
+    "max": _extremum("max"),
+    "min": _extremum("min"),
 }
 """How structural rows are computed on arrays of terms."""

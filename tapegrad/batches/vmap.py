@@ -180,6 +180,11 @@ class _Arrays:
             found.dtype = FLOAT64  # numbers of a tape are of one kind: no promotion here
         return found
 
+    def extremum(self, row: str, values: Sequence[Any]) -> Any:
+        """Record the extreme of each sample's numbers, which share its adjoint where they tie."""
+        columns = [np.broadcast_to(value, (self._n,)) for value in values]
+        return (np.max if row == "max" else np.min)(np.stack(columns), axis=0)
+
     def agreeing(self) -> Any:
         """Return which samples decide as the program did."""
         agree = np.ones(self._n, np.bool_)

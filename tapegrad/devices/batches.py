@@ -28,6 +28,9 @@ from .work import copy
 PART = 1 << 22
 """Samples that are copied to the device at a time, at most."""
 
+WAITING = 256 << 20
+"""Bytes of what waits between the regions of a long program, at most."""
+
 
 class DeviceMap:
     """`DeviceProgram.map`: the program run over many samples on a device."""
@@ -91,8 +94,8 @@ class DeviceMap:
         return self._run(Task(name, argnums), args, options, in_axes)
 
     def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
-        lanes = task.lanes(self._program)
         samples = _Samples(self._device, args, kwargs, in_axes)
+        lanes = task.lanes(self._program, samples.n)
         if lanes is None:
             return _OneByOne(samples, self._program, task).run()
         batch = _Batch(samples, self._program, task, lanes)
@@ -261,58 +264,92 @@ class _Batch:
 
     def run(self) -> list[Any]:
         """Return the parts of the result."""
-        lanes = self.lanes
+        lanes, n, itemsize = self.lanes, self.n, self.real.itemsize
+        agreement = np.ones(n, np.bool_)
+        most = n if self.on_device else PART
+        if lanes.waiting:  # between the regions of a long program
+            most = min(most, max(WAITING // (itemsize * lanes.waiting), 1))
+        found: list[Any]
         if self.on_device:
-            results, agree = self._compute(0, self.n)
-            if agree is not None:
-                self._elsewhere(results, np.flatnonzero(~agree))
-            return results
-        found = [np.empty((self.n, *shape), self.real) for shape in lanes.shapes]
-        agreement = np.ones(self.n, np.bool_)
+            found = self._results(n)
+            agrees = self.device.empty(n, self.real) if lanes.decided else None
 
-        def part(start: int, stop: int) -> None:
-            results, agree = self._compute(start, stop)
-            for target, result in zip(found, results, strict=True):
-                target[start:stop] = result.numpy()
-            if agree is not None:
-                agreement[start:stop] = agree
+            def there(start: int, stop: int) -> None:
+                self._compute(start, stop, found, agrees, start)
 
-        in_parts(self.n, part, PART)
+            in_parts(n, there, most)
+            if agrees is not None:
+                agreement = agrees.numpy() != 0.0
+        else:
+            found = [np.empty((n, *shape), self.real) for shape in lanes.shapes]
+
+            def here(start: int, stop: int) -> None:
+                results = self._results(stop - start)
+                agrees = self.device.empty(stop - start, self.real) if lanes.decided else None
+                self._compute(start, stop, results, agrees, 0)
+                for target, result in zip(found, results, strict=True):
+                    target[start:stop] = result.numpy()
+                if agrees is not None:
+                    agreement[start:stop] = agrees.numpy() != 0.0
+
+            in_parts(n, here, most)
         if not agreement.all():
             self._elsewhere(found, np.flatnonzero(~agreement))
         return found
 
-    def _compute(self, start: int, stop: int) -> tuple[list[DeviceArray], Any]:
-        """Compute some samples: the results, and which samples took the way; None for all."""
+    def _results(self, m: int) -> list[DeviceArray]:
+        """Return arrays for the results of some samples; those that are constant hold them."""
+        results = []
+        for shape, constant in zip(self.lanes.shapes, self.lanes.constants, strict=True):
+            if constant is None:
+                results.append(self.device.empty((m, *shape), self.real))
+            else:
+                full = np.broadcast_to(np.asarray(constant, self.real), (m, *shape))
+                results.append(self.device.put(full))
+        return results
+
+    def _compute(
+        self, start: int, stop: int, results: list[DeviceArray], agrees: Any, first: int
+    ) -> None:
+        """Compute some samples.
+
+        Parameters
+        ----------
+        start, stop : int
+            Which of them.
+        results : list of DeviceArray
+            Where results go, those of the first of these samples at `first`.
+        agrees : DeviceArray or None
+            Where it goes whether samples take the program's way.
+        """
         lanes, device, m = self.lanes, self.device, stop - start
         buffers: list[DeviceArray] = []
         layout: list[tuple[int, ...]] = []
         for i, shape in zip(lanes.numbers, lanes.input_shapes, strict=True):
             part, mapped = self.parts[i], self.axes[i] is not None
+            size = prod(shape)
             if not isinstance(part, DeviceArray):
                 part = device.put(np.asarray(part[start:stop] if mapped else part, self.real))
+            elif mapped:
+                part = part.after(start * size, m * size)
             steps = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
             buffers.append(part.reshape(part.size))
-            layout.append((prod(shape) if mapped else 0, *steps))
-        results: list[DeviceArray] = []
+            layout.append((size if mapped else 0, *steps))
         strides: list[int] = []
-        for shape, constant in zip(lanes.shapes, lanes.constants, strict=True):
-            if constant is not None:
-                full = np.broadcast_to(np.asarray(constant, self.real), (m, *shape))
-                results.append(device.put(full))
-                continue
-            result = device.empty((m, *shape), self.real)
-            results.append(result)
-            buffers += [result.after(j) for j in range(prod(shape))]
-            strides += [prod(shape)] * prod(shape)
-        agreement = device.empty(m, self.real) if lanes.decided else None
-        if agreement is not None:
-            buffers.append(agreement)
+        for result, shape, constant in zip(results, lanes.shapes, lanes.constants, strict=True):
+            if constant is None:
+                size = prod(shape)
+                buffers += [result.after(first * size + j) for j in range(size)]
+                strides += [size] * size
+        if agrees is not None:
+            buffers.append(agrees.after(first))
             strides.append(1)
-        if strides:
-            device.run(lanes.region(m, tuple(layout), strides), buffers)
-        agree = None if agreement is None else agreement.numpy() != 0.0
-        return results, None if agree is None or agree.all() else agree
+        if not strides:
+            return
+        if lanes.waiting:
+            buffers.append(device.empty(lanes.waiting * m, self.real))
+        for region in lanes.regions(m, tuple(layout), strides):
+            device.run(region, buffers)
 
     def _elsewhere(self, results: list[Any], which: Any) -> None:
         """Compute samples that take another way than the program on the CPU, which may record it.

@@ -17,7 +17,21 @@ from typing import Any
 import numpy as np
 
 from ..kernels.cuda import words as W
-from ..regions.region import ADD, BASE, BUFFER, INDEX, OFFSET, ROW, STRIDES, Ints, Region, lanes_of
+from ..regions.region import (
+    ADD,
+    BASE,
+    BUFFER,
+    HOW,
+    INDEX,
+    MAXIMUM,
+    MINIMUM,
+    OFFSET,
+    ROW,
+    STRIDES,
+    Ints,
+    Region,
+    lanes_of,
+)
 from ..window import Shape, coalesce
 
 Indices = np.ndarray[Any, np.dtype[np.uint32]]
@@ -114,6 +128,8 @@ class Launch:
     itemsize : int
         Bytes of a number.
     sizes : Sizes
+    continued : bool
+        Whether extremes are those of the lanes and of what their elements hold.
 
     Attributes
     ----------
@@ -133,9 +149,14 @@ class Launch:
     """
 
     def __init__(
-        self, region: Region, indices: dict[int, Indices], itemsize: int, sizes: Sizes
+        self,
+        region: Region,
+        indices: dict[int, Indices],
+        itemsize: int,
+        sizes: Sizes,
+        continued: bool = False,
     ) -> None:
-        self.region, self.sizes = region, sizes
+        self.region, self.sizes, self.continued = region, sizes, continued
         self._own = _Index(indices)
         self.extras: list[int] = []
         self.before: list[Pass] = []
@@ -146,7 +167,10 @@ class Launch:
             self.shape, strides = (1,), [(0,) for _ in windows]
         self._lanes = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
         number = itemsize * sizes.block
-        sums = sum(not any(s) for s in strides[len(region.inputs) :])
+        sums = sum(
+            not any(s) and w[HOW] < MAXIMUM
+            for w, s in zip(region.outputs, strides[len(region.inputs) :], strict=True)
+        )
         self.shared = (region.rows + sums) * number
         self.scratch = 0
         self._sums_in_rows = self.shared <= sizes.shared
@@ -184,6 +208,8 @@ class Launch:
         rest = [out for out in outs if id(out) not in self._kinds]
         if not rest:
             return
+        if any(out.extreme for out in rest):
+            raise ValueError("an out-window of extremes meets another one")
         lead = next((out for out in rest if out.injective), None)
         replacing = [out for out in rest if not out.add]
         if len(replacing) == 1 and replacing[0].injective:
@@ -199,7 +225,14 @@ class Launch:
 
     def _carry(self, out: Reach, add: bool, alone: bool = True) -> None:
         """Let a window reach elements that no other window's lanes meet at the same time."""
-        if out.injective and alone:
+        if out.extreme:
+            extra = self._extra(self.region.size)
+            self._kinds[id(out)] = W.SET, extra, 0
+            if out.separable:
+                self._meet(out, extra, *out.axes(self._lanes))
+            else:
+                self._meet_in_order(out, self.continued, extra)
+        elif out.injective and alone:
             self._kinds[id(out)] = W.ADD if add else W.SET, -1, 0
         elif out.uniform and self._sums_in_rows:
             extra = self._extra(self.threads)
@@ -213,7 +246,7 @@ class Launch:
             if out.separable:
                 self._add_up(out, add, extra, *out.axes(self._lanes))
             else:
-                self._add_up_in_order(out, add, extra)
+                self._meet_in_order(out, add, extra)
 
     def _extra(self, size: int) -> int:
         self.extras.append(size)
@@ -223,12 +256,21 @@ class Launch:
 
     def clear_all(self) -> list[Pass]:
         """Return passes that clear whatever the region replaces."""
-        return [self._clear(out) for out in self.outs if not out.add]
+        return [
+            self._clear(out)
+            for out in self.outs
+            if not out.add and not (out.extreme and self.continued)
+        ]
 
     def _clear(self, out: Reach) -> Pass:
         around, _ = out.axes(self._lanes)
         words = self._pass(out, around=around, along=([], []), source=out.buffer)
-        return Pass("clear", 0, prod(around[0]), words)
+        return Pass(f"clear_{out.extreme}" if out.extreme else "clear", 0, prod(around[0]), words)
+
+    def _meet(self, out: Reach, extra: int, around: Axes, along: Members) -> None:
+        """Take extremes of numbers that lie in strides."""
+        words = self._pass(out, around=around, along=along, source=extra, adds=self.continued)
+        self.after.append(Pass(f"{out.extreme}_by_threads", 0, prod(around[0]), words))
 
     def _add_up(self, out: Reach, add: bool, extra: int, around: Axes, along: Members) -> None:
         """Add numbers that lie in strides."""
@@ -247,8 +289,11 @@ class Launch:
         words = self._pass(out, around=around, along=along, source=extra, adds=add)
         self.after.append(Pass("sum_by_threads", 0, count, words))
 
-    def _add_up_in_order(self, out: Reach, add: bool, extra: int) -> None:
-        """Add numbers whose elements come in no pattern: those of one element in their order."""
+    def _meet_in_order(self, out: Reach, add: bool, extra: int) -> None:
+        """Add numbers whose elements come in no pattern, those of one element in their order.
+
+        Or take their extremes.
+        """
         elements = out.elements()
         order = np.argsort(elements, kind="stable")
         targets, starts = np.unique(elements[order], return_index=True)
@@ -267,7 +312,7 @@ class Launch:
             targets=self._own.append(targets - low),
         )
         words.words[W.TARGET] = low
-        self.after.append(Pass("sum_by_threads", 0, count, words))
+        self.after.append(Pass(f"{out.extreme or 'sum'}_by_threads", 0, count, words))
 
     def _pass(
         self,
@@ -376,7 +421,8 @@ class Reach:
     ) -> None:
         w = window.tolist()
         self.row, self.buffer, self.offset = w[ROW], w[BUFFER], w[OFFSET]
-        self.index, self.base, self.add = w[INDEX], w[BASE], bool(w[ADD])
+        self.index, self.base, self.add = w[INDEX], w[BASE], w[HOW] == ADD
+        self.extreme = {MAXIMUM: "maximum", MINIMUM: "minimum"}.get(w[HOW], "")
         self.shape, self.strides = shape, strides
         self._region, self._window, self._indices = region, window, indices
         reach = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import at_caller
-from ..regions.region import ADD, OFFSET, STRIDES, Region
+from ..regions.region import ADD, HOW, OFFSET, SET, STRIDES, Region
 from .arrays import DeviceArray
 from .launch import Launch, Pass
 from .memory import Block
@@ -41,11 +41,18 @@ class Loaded:
         Its own kernel, once it has earned it.
     """
 
-    def __init__(self, device: Device, region: Region, indices: dict[int, Any], real: str) -> None:
+    def __init__(
+        self,
+        device: Device,
+        region: Region,
+        indices: dict[int, Any],
+        real: str,
+        continued: bool = False,
+    ) -> None:
         self.device, self.region, self.real = device, region, real
-        self._indices = indices
+        self._indices, self._continued = indices, continued
         self.itemsize = np.dtype(real).itemsize
-        self.launch = Launch(region, indices, self.itemsize, device.sizes)
+        self.launch = Launch(region, indices, self.itemsize, device.sizes, continued)
         self.seconds = 0.0
         self.straight: Any = None
         self._clocks: list[Any] = []
@@ -217,7 +224,8 @@ class Loaded:
         """Run the lanes in two parts, each of which may be divided further."""
         region = self.region
         views = self._checked(buffers)
-        cleared = Launch(region, self._indices, self.itemsize, self.device.sizes)
+        sizes = self.device.sizes
+        cleared = Launch(region, self._indices, self.itemsize, sizes, self._continued)
         cleared.before, cleared.after = cleared.clear_all(), []
         axis = int(np.argmax(region.shape))
         middle = region.shape[axis] // 2
@@ -225,7 +233,7 @@ class Loaded:
             self._clear(cleared, views)
         for low, high in ((0, middle), (middle, region.shape[axis])):
             part = cut(region, axis, low, high)
-            Loaded(self.device, part, self._indices, self.real).run(buffers)
+            Loaded(self.device, part, self._indices, self.real, continued=True).run(buffers)
 
     def _clear(self, launch: Launch, views: dict[int, DeviceArray]) -> None:
         uploaded = self.device.driver.upload(launch.index, self.device.stream)
@@ -244,12 +252,15 @@ class _Memory(NamedTuple):
 
 
 def cut(region: Region, axis: int, low: int, high: int) -> Region:
-    """Return the part of a region between two positions of an axis; it adds and never replaces."""
+    """Return the part of a region between two positions of an axis; it adds and never replaces.
+
+    Windows of extremes stay what they are: the part is to be run as one that is continued.
+    """
     shape = (*region.shape[:axis], high - low, *region.shape[axis + 1 :])
     inputs, outputs = region.inputs.copy(), region.outputs.copy()
     for windows in (inputs, outputs):
         windows[:, OFFSET] += low * windows[:, STRIDES + axis]
-    outputs[:, ADD] = 1
+    outputs[outputs[:, HOW] == SET, HOW] = ADD
     return Region(shape, region.code, region.constants, inputs, outputs, region.rows)
 
 

@@ -156,26 +156,42 @@ class DeviceProgram:
         _, pull = self.gradient(argnums).vjp(*args[:-1], **kwargs)
         return pull(args[-1])[positions_of(argnums, count)[0]]
 
-    def jacobian(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
-        """Run the program and return the Jacobian of its output, one array, by one argument.
+    def jacobian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Run the program and return the Jacobian of its output, or of each part of it.
 
-        It takes a sweep for each element of the output, or of the argument if that has fewer.
+        It takes a sweep for each element of the output, or, where one array is differentiated by
+        that has fewer elements, for each of those.
         """
         program = self.program
-        wanted = program.array_input(argnums)
-        output = self._single_output("jacobian")
-        shape = (*output.shape, *wanted.shape)
+        chosen = program._numbers(argnums)
+        inputs = [known for i in chosen if (known := program.inputs[i]) is not None]
         with program.lock:
             arguments = _Arguments(self, args, kwargs)
-            found = self.device.empty((output.size, wanted.size), arguments.real)
-            if wanted.size < output.size:
-                self._fill_columns(found, wanted, args, kwargs, argnums)
+            if len(program.decisions):
+                self._evaluated(arguments, [])
+            found = [
+                [self.device.empty((output.size, known.size), arguments.real) for known in inputs]
+                for output in program.outputs
+            ]
+            rows = sum([output.size for output in program.outputs])
+            single = isinstance(argnums, (int, np.integer))
+            position, *_ = program._check_argnums(argnums)
+            leaf = program._tree.children[0].children[position].is_leaf
+            if single and leaf and inputs[0].size < rows:
+                self._fill_columns([parts[0] for parts in found], args, kwargs, position)
             else:
-                self._fill_rows(found, output, arguments, argnums)
-            return arguments.result(found, shape, wanted.dtype)
+                self._fill_rows(found, arguments, chosen)
+            blocks = []
+            for output, parts in zip(program.outputs, found, strict=True):
+                values: list[Any] = [None] * len(program.inputs)
+                for i, known, part in zip(chosen, inputs, parts, strict=True):
+                    shape = (*output.shape, *known.shape)
+                    values[i] = arguments.result(part, shape, known.dtype)
+                blocks.append(program._pick(values, argnums))
+            return trees.unflatten(program.out_tree, blocks)
 
-    def hessian(self, *args: Any, argnums: int = 0, **kwargs: Any) -> Any:
-        """Run the program and return the Hessian of its value by one argument."""
+    def hessian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
+        """Run the program and return the Hessian of its value: the Jacobian of its gradient."""
         return self.gradient(argnums).jacobian(*args, argnums=argnums, **kwargs)
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> DeviceProgram:
@@ -194,7 +210,7 @@ class DeviceProgram:
         program = self.program
         decisive = self._decisive()
         reads = [(output.cells, output.size) for output in outputs]
-        sweep = self._sweep("values", arguments.real, [*reads, (decisive, decisive.size)])
+        sweep = self._sweep(("values",), arguments.real, [*reads, (decisive, decisive.size)])
         with sweep.run(arguments.arrays) as run:
             run.look(len(reads))
             changed = program.decisions.check(run.v)
@@ -236,32 +252,51 @@ class DeviceProgram:
         """Sweep backward; return the value, if it is wanted, and what belongs to `argnums`."""
         program = self.program
         chosen = program._numbers(argnums)
-        started = [(output, seed) for output, seed in seeds if output.cells is not None]
         computed = [output for output in program.outputs if output.cells is not None]
         value, seen = None, not with_value
-        if len(program.decisions) or not started:
+        if len(program.decisions):
             value, seen = self._evaluated(arguments, computed if with_value else []), True
+        results: list[Any] = []
+        adjoints = self._adjoints(arguments, seeds, chosen, None if seen else results)
+        if not seen:
+            value = results[0] if results else self._evaluated(arguments, computed)
         found: list[Any] = [None] * len(program.inputs)
-        if started:
-            starts = [(output.cells, output.size) for output, _ in started]
-            reads = [] if seen else [(output.cells, output.size) for output in computed]
-            sweep = self._sweep("gradient", arguments.real, reads, starts, chosen)
-            if not seen and not sweep.reads:  # the sweep backward does not need the value
-                value, seen = self._evaluated(arguments, computed), True
-            given = [np.ones(1) if seed is None else seed for _, seed in started]
-            with sweep.run(arguments.arrays, given) as run:
-                if not seen:
-                    value = self._results(arguments, run)
-                for i in chosen:
-                    if i in arguments.imports:
-                        found[i] = run.adjoint(arguments.imports[i])
-        for i in chosen:
-            found[i] = arguments.gradient(found[i], program.inputs[i])
+        for i, adjoint in zip(chosen, adjoints, strict=True):
+            found[i] = arguments.gradient(adjoint, program.inputs[i])
         return value, program._pick(found, argnums)
+
+    def _adjoints(
+        self,
+        arguments: _Arguments,
+        seeds: list[tuple[Output, Any]],
+        chosen: list[int],
+        results: list[Any] | None = None,
+    ) -> list[DeviceArray | None]:
+        """Sweep backward; return the adjoints of inputs, flat, None for zeros.
+
+        The program's result is appended to `results`, if the sweep computes it anyway.
+        """
+        program = self.program
+        started = [(output, seed) for output, seed in seeds if output.cells is not None]
+        if not started:
+            return [None] * len(chosen)
+        computed = [output for output in program.outputs if output.cells is not None]
+        starts = [(output.cells, output.size) for output, _ in started]
+        reads = [(output.cells, output.size) for output in computed if results is not None]
+        name = "gradient", tuple([program.outputs.index(output) for output, _ in started])
+        sweep = self._sweep(name, arguments.real, reads, starts, chosen)
+        given = [np.ones(1) if seed is None else seed for _, seed in started]
+        with sweep.run(arguments.arrays, given) as run:
+            if results is not None and sweep.reads:
+                results.append(self._results(arguments, run))
+            return [
+                run.adjoint(arguments.imports[i]) if i in arguments.imports else None
+                for i in chosen
+            ]
 
     def _sweep(
         self,
-        mode: str,
+        name: tuple[Any, ...],
         real: Any,
         reads: list[tuple[Any, int]],
         seeds: Sequence[tuple[Any, int]] = (),
@@ -269,17 +304,17 @@ class DeviceProgram:
     ) -> Sweep:
         """Return what runs the program for a purpose, made once.
 
-        In mode "gradient" it reads only what its plan computes anyway: everything, or nothing.
+        One for gradients reads only what its plan computes anyway: everything, or nothing.
         """
         program, tape = self.program, self.program.tape
-        key = mode, str(real), tuple(chosen), len(reads), len(seeds)
+        key = *name, str(real), tuple(chosen), len(reads)
         known = self._sweeps.get(key)
         if known is not None and known[0] is tape.replays:  # cells are numbered as they were
             return known[1]
         spans = tuple([stretch(*one) for one in seeds or reads if one[1]])
         wanted: list[bool] = []
-        values = plan = plan_of(tape, 0, "some", spans if mode == "values" else ())
-        if mode == "gradient":
+        values = plan = plan_of(tape, 0, "some", () if seeds else spans)
+        if seeds:
             inputs = [program.inputs[i] for i in chosen]
             cells = {one.cell for one in inputs if one is not None and one.size}
             wanted = [bool(entry.size) and entry.cell in cells for entry in tape.imports]
@@ -310,28 +345,42 @@ class DeviceProgram:
     # -- Jacobians ---------------------------------------------------------------------------------
 
     def _fill_rows(
-        self, found: DeviceArray, output: Output, arguments: _Arguments, argnums: int
+        self, found: list[list[DeviceArray]], arguments: _Arguments, chosen: list[int]
     ) -> None:
-        n = found.shape[1]
-        for i in range(found.shape[0]):
-            seed = np.zeros(output.size)
-            seed[i] = 1.0
-            row = self._gradient(arguments.there, [(output, seed)], argnums)[1]
-            copy(row, found.after(i * n, n))
+        """Fill matrices by sweeps backward, one for each element of each output."""
+        for output, parts in zip(self.program.outputs, found, strict=True):
+            if output.cells is None:
+                for part in parts:
+                    fill(part, 0.0)
+                continue
+            for row in range(output.size):
+                seed = np.zeros(output.size)
+                seed[row] = 1.0
+                adjoints = self._adjoints(arguments, [(output, seed)], chosen)
+                for part, adjoint in zip(parts, adjoints, strict=True):
+                    n = part.shape[1]
+                    if adjoint is None:
+                        fill(part.after(row * n, n), 0.0)
+                    else:
+                        copy(adjoint, part.after(row * n, n))
 
-    def _fill_columns(
-        self, found: DeviceArray, wanted: Input, args: Any, kwargs: Any, argnums: int
-    ) -> None:
-        m, n = found.shape
+    def _fill_columns(self, found: list[DeviceArray], args: Any, kwargs: Any, argnums: int) -> None:
+        """Fill matrices by sweeps forward, one for each element of the argument."""
         position = positions_of(argnums, self.program._count)[0]
         push = self._pushing((position,))
+        shape = np.shape(self.program.example()[0][position])
+        n = found[0].shape[1]
+        sizes = [output.size for output in self.program.outputs]
+        columns = [moving(Way.straight(m), Way((m,), (n,))) for m in sizes]
         for j in range(n):
-            tangent = np.zeros(wanted.size)
+            tangent = np.zeros(n)
             tangent[j] = 1.0
-            column = moving(Way.straight(m), Way((m,), (n,), j))
-            arguments = _Arguments(push, (*args, tangent.reshape(wanted.shape)[()]), kwargs)
-            _, values = push._value(arguments.there)
-            column.run([values.reshape(m), found])
+            arguments = _Arguments(push, (*args, tangent.reshape(shape)[()]), kwargs)
+            _, tangents = push._value(arguments.there)
+            leaves = trees.flatten_like(self.program.out_tree, tangents)
+            for matrix, column, values in zip(found, columns, leaves, strict=True):
+                if values.size:
+                    column.run([values.reshape(values.size), matrix.reshape(matrix.size).after(j)])
 
     # -- what may be asked -------------------------------------------------------------------------
 

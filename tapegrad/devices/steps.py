@@ -63,7 +63,7 @@ class RegionStep:
     def __init__(self, sweep: Sweep, step: Step, values: Step) -> None:
         self._sweep, self._step = sweep, step
         forward = values.forward if step.backward is None else step.forward
-        self._regions = forward, step.backward
+        self._regions = forward, step.backward, step.ties
         for region in self._regions:
             if region is not None:
                 need(region, sweep.listed, sweep.values, sweep.adjoints)
@@ -78,8 +78,8 @@ class RegionStep:
 
     def uses(self, backward: bool) -> list[Key]:
         """Return the segments that a direction uses."""
-        placed = self._placed[backward]
-        return [] if placed is None else placed.keys
+        used = self._placed[1:] if backward else self._placed[:1]
+        return [key for placed in used if placed is not None for key in placed.keys]
 
     def forward(self, run: Run) -> None:
         """Compute values."""
@@ -89,6 +89,7 @@ class RegionStep:
         """Turn the adjoints of what the step computes into those of its operands."""
         for number, low, high in self._step.blanks:
             fill(run.buffer(("import's adjoint", number)).after(low, high - low), 0.0)
+        self._run(run, self._placed[2])
         self._run(run, self._placed[1])
 
     def _run(self, run: Run, placed: Placed | None) -> None:

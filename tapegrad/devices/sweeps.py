@@ -323,7 +323,9 @@ class Run:
             return sweep.fixed(key)
         if kind == "import":
             return self._import(sweep.plan.own[number])
-        if kind == "import's adjoint":
+        if kind == "ties":
+            size = sweep.plan.ties
+        elif kind == "import's adjoint":
             size = sweep.tape.imports[sweep.plan.own[number]].size
         else:
             size = (sweep.values if kind == "values" else sweep.adjoints).sizes[number]

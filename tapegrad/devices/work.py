@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..regions.plan import ADJOINTS, IMPORTS, POOL, VALUES
+from ..regions.plan import ADJOINTS, IMPORTS, POOL, TIES, VALUES
 from ..regions.region import BASE, BUFFER, INDEX, OFFSET, STRIDES, Ints, Region, RegionBuilder
 from ..window import Shape, Window
 from .loaded import Loaded
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, int]
 """What a buffer is: "values" or "adjoints" and a segment, "import" or "import's adjoint" and a
-number, "constants"."""
+number, "constants", and "ties": how many lanes have each extreme."""
 
 
 class Work:
@@ -226,8 +226,8 @@ class Placed:
             w[OFFSET] += place - low
         if buffer in (VALUES, ADJOINTS):
             key = ("values" if buffer == VALUES else "adjoints"), segment
-        elif buffer == POOL:
-            key = "constants", 0
+        elif buffer in (POOL, TIES):
+            key = ("constants" if buffer == POOL else "ties"), 0
         else:
             number, side = divmod(buffer - IMPORTS, 2)
             key = ("import's adjoint" if side else "import"), number

@@ -23,6 +23,7 @@ from ..transforms.call import (
 )
 from .captured import Captured, Promoted, choose
 from .ports import own
+from .prepared import PreparedJacobian, is_preparable, is_usable
 from .recorded import Recorded, any_tracked
 
 if TYPE_CHECKING:
@@ -292,33 +293,52 @@ class Program(Recorded):
         """
         derivatives.check_mode(mode)
         leaves = self._leaves(args, kwargs)
-        self._check_argnums(argnums)
+        numbers = self._numbers(argnums)
         if any_tracked(leaves):
             return self._tracked_jacobian(leaves, argnums)
         with self.lock:
-            self._run(leaves)
-            chosen = [self._inputs[i] for i in self._numbers(argnums)]
-            matrices = {
-                id(known.leaf): np.zeros((self._output_cells().size, known.size), known.dtype)
-                for known in chosen
-                if known is not None
-            }
-            derivatives.fill_matrices(
-                self.tape, self._output_cells(), matrices, mode, self._recording
-            )
+            found = self._matrices(leaves, numbers, mode)
         blocks = []
         for rows, output in self._spans():
             values: list[Any] = [None] * len(self._inputs)
-            for i in self._numbers(argnums):
+            for i, matrix in zip(numbers, found, strict=True):
                 known = self._inputs[i]
                 assert known is not None
                 shape = output.shape + known.shape
-                part = np.zeros(shape, known.dtype)
-                if rows is not None:
-                    part[...] = matrices[id(known.leaf)][rows].reshape(shape)
+                if rows is None:
+                    part = np.zeros(shape, known.dtype)
+                elif len(self._outputs) == 1:
+                    part = matrix.reshape(shape)
+                else:
+                    part = matrix[rows].copy().reshape(shape)
                 values[i] = float_for_no_axes(part)
             blocks.append(self._pick(values, argnums))
         return trees.unflatten(self._out_tree, blocks)
+
+    def _matrices(self, leaves: Sequence[Any], numbers: list[int], mode: str) -> list[Any]:
+        """Run the program; return the Jacobians of its output cells, one for each input chosen."""
+        chosen = [known for i in numbers if (known := self._inputs[i]) is not None]
+        key, tape = (mode, *numbers), self.tape
+        prepared = self._dense.get(key)
+        if prepared is not None and is_usable():
+            self._run(leaves, prepared=prepared)
+            found = prepared.matrices()
+            return [x.astype(y.dtype, copy=False) for x, y in zip(found, chosen, strict=True)]
+        self._run(leaves)
+        cells = self._output_cells()
+        matrices = {
+            id(known.leaf): np.zeros((cells.size, known.size), known.dtype) for known in chosen
+        }
+        derivatives.fill_matrices(tape, cells, matrices, mode, self._recording)
+        if prepared is None and key in self._dense:  # asked for again
+            columns = sum([known.size for known in chosen])
+            forward = derivatives.sweeps_forward(tape, cells.size, columns, mode, self._recording)
+            if is_preparable(tape, columns if forward else cells.size):
+                places = [slice(known.cell, known.cell + known.size) for known in chosen]
+                self._dense[key] = PreparedJacobian(tape, cells, places, forward)
+        else:
+            self._dense[key] = None
+        return list(matrices.values())
 
     def hessian(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
         """Run the program and return the Hessian of its value, a single number.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from .rolled import Replays
 from .simplify import simplify
 from .splice import Template, run_of
 
+if TYPE_CHECKING:
+    from .prepared import PreparedJacobian
+
 P = TypeVar("P", bound="Recorded")
 
 READY_AFTER = 100
@@ -51,11 +54,13 @@ class Recorded:
         self._recording = Recording(self.decisions)
         self._gradients: dict[Any, Any] = {}  # programs, by argnums
         self._sparse: dict[tuple[str, int], Any] = {}  # see `tapegrad.sparse.sparsity`
+        self._dense: dict[Any, PreparedJacobian | None] = {}  # by inputs and mode; None: used once
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
         self._calls: Calls | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         self.on: dict[Any, Any] = {}  # `devices.programs.DeviceProgram` by device
+        self.samples_met: dict[Any, int] = {}  # by a long program that has no lanes yet
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
         self._count = len(args)
@@ -109,9 +114,10 @@ class Recorded:
         program._name, program.lock, program.captured = name, threading.RLock(), captured
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
-        program._gradients, program._sparse = {}, {}
+        program._gradients, program._sparse, program._dense = {}, {}, {}
         program._template, program._function, program._calls = None, None, None
-        program._chosen, program.lanes, program.on = {}, {}, {}
+        program._chosen, program.lanes, program.samples_met = {}, {}, {}
+        program.on = {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -249,6 +255,7 @@ class Recorded:
                 output.cells = int(to[output.cells]) if run else to[output.cells]
         self.decisions.rename(to)
         self._template = self._calls = None
+        self._dense.clear()
         replays = self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
         return replays
 
@@ -290,7 +297,12 @@ class Recorded:
                     f"floats and arrays of floats are inputs{at_caller()}"
                 )
 
-    def _run(self, leaves: Sequence[Any], evaluate: bool = True) -> None:
+    def _run(
+        self,
+        leaves: Sequence[Any],
+        evaluate: bool = True,
+        prepared: PreparedJacobian | None = None,
+    ) -> None:
         """Put arguments in their places and compute, unless a backward sweep is going to do that.
 
         Decisions are checked, so where there are any, all is computed.
@@ -304,16 +316,19 @@ class Recorded:
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
         ready = execute.ready_sweeps(tape)
-        if ready is not None and not self.decisions.by_functions:
+        if ready is not None and prepared is None and not self.decisions.by_functions:
             place = ready.forward(check=True)
             tape.done, tape.done_cell = tape.n, tape.flushed_cell
             if place >= 0:
                 raise self._seen(place)
             return
-        regions = execute.by_regions(tape)
-        if regions and not evaluate and not len(self.decisions):
-            return
-        execute.evaluate(tape, self._needed() if regions else None)
+        if prepared is not None:
+            prepared.evaluate()
+        else:
+            regions = execute.by_regions(tape)
+            if regions and not evaluate and not len(self.decisions):
+                return
+            execute.evaluate(tape, self._needed() if regions else None)
         changed = self.decisions.check(v)
         if changed is not None:
             raise self._refused(changed)

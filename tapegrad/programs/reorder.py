@@ -44,7 +44,7 @@ def reorder(tape: Tape) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     new_first[order] = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes[order])[:-1]))
     to = np.arange(cells) + np.repeat(new_first - first, sizes)
     op, a, b = op[order], a[order].astype(np.int64), b[order].astype(np.int64)
-    run.remap(op, a, b, kinds, np.zeros(0, np.int64), to)
+    run.remap(op, a, b, kinds, to)
     values = np.empty(cells)
     values[to] = arena.v.array[:cells]
     for entry in tape.imports:

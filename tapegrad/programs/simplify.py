@@ -11,9 +11,8 @@ import numpy as np
 
 from ..arena import CompactArena
 from ..host import HostCall, HostOperand
-from ..kernels.opcodes import ADD, HOST, INPUT, KINDS, LANES, MULTIPLY
-from ..pool import Pool
-from ..storage import Cells
+from ..kernels.opcodes import ADD, KINDS, MULTIPLY
+from ..storage import Cells, Floats
 from ..tape import Tape
 from ..window import Window
 
@@ -27,12 +26,14 @@ The passes look at each cell, and could take off a few instructions of many lane
 Black-Scholes program of 1e6 options took 15 times as long as recording it.
 """
 
+_KINDS = np.array(KINDS + (0,) * (256 - len(KINDS)), np.uint8)
+_COMMUTES = np.zeros(256, np.uint8)
+_COMMUTES[[ADD, MULTIPLY]] = 1
+
 _NUMBA_KERNELS = "tapegrad.kernels.cpu.scalar"  # loaded: compiled passes cost little more
 
 
-def simplify(
-    tape: Tape, inputs: Iterable[Any], needed: Cells
-) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+def simplify(tape: Tape, inputs: Iterable[Any], needed: Cells) -> Cells | None:
     """Simplify a closed, evaluated tape in place.
 
     Parameters
@@ -45,7 +46,7 @@ def simplify(
 
     Returns
     -------
-    ndarray or None
+    ndarray of uint32, or None
         By old cell, the new one; None where nothing was changed, because the tape holds host
         instructions that the passes know nothing of, or long arrays.
     """
@@ -53,72 +54,55 @@ def simplify(
         return None
     if not all(type(call) is HostCall for call in tape.hosts):
         return None
-    n, cells = tape.n, tape.flushed_cell
-    arena = tape.arena
-    op = arena.op.array[:n].copy()
-    a = arena.a.array[:n].astype(np.int64)
-    b = arena.b.array[:n].astype(np.int64)
-    v = arena.v.array[:cells]
-    d, x = tape.d.array().copy(), tape.x.array().copy()
+    n, arena = tape.n, tape.arena
+    op, a, b = (column.array[:n] for column in (arena.op, arena.a, arena.b))
+    v = arena.v.array[: tape.flushed_cell]
     run = python_or_compiled("simplify", n)
-    kinds = np.array(KINDS + (0,) * (256 - len(KINDS)), np.int64)
-    wide = (op == INPUT) | (op == LANES) | (op == HOST)
-    sizes = np.where(wide, b, 1)
-    first = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    to = _name_values(run, tape, op, a, b, v, {id(leaf) for leaf in inputs})
 
-    # Repeated and constant instructions.
-    leaves = {id(leaf) for leaf in inputs}
-    constant_input = np.array([id(e.leaf) not in leaves for e in tape.imports] + [True], np.uint8)
-    table = np.zeros(1 << (n + n // 2).bit_length(), np.int32 if n < 1 << 30 else np.int64)
-    to = np.arange(cells, dtype=np.int64)
-    folded = np.empty(n)
-    n_k = len(tape.k)
-    commutes = np.zeros(256, np.uint8)
-    commutes[[ADD, MULTIPLY]] = 1
-    count = run.canonicalise(
-        op,
-        a,
-        b,
-        first,
-        kinds,
-        commutes,
-        v,
-        constant_input,
-        table,
-        to,
-        np.zeros(cells, np.uint8),
-        folded,
-        n_k,
-    )
-    run.remap(op, a, b, kinds, d, to)
-    x = to[x]
-    calls = [[moved_operand(place, to) for place in call.operands] for call in tape.hosts]
-
-    # Dead ones.
-    owner = np.repeat(np.arange(n), sizes)
-    live = np.zeros(n, np.uint8)
-    live[op == INPUT] = 1
-    live[owner[to[needed]]] = 1
-    reads = [[cell for place in places for cell in anchors(place)] for places in calls]
+    # Where structural operations read is kept in Python.
+    reads = [[cell for x in call.operands for cell in anchors(x)] for call in tape.hosts]
     host_start = np.concatenate(([0], np.cumsum([len(part) for part in reads]))).astype(np.int64)
     host_cells = np.array([cell for part in reads for cell in part], np.int64)
-    run.mark_live(op, a, b, kinds, owner, d, x, host_start, host_cells, live)
+    d, x = tape.d.array(), tape.x.array()
+    live = np.zeros(len(v), np.uint8)
+    live[to[needed]] = 1
+    sizes = run.mark_live(op, a, b, _KINDS, d, x, to, host_start, host_cells, live)
 
-    # What remains moves together.
-    keep = live.astype(bool)
-    moved = np.zeros(cells, np.int64)
-    run.move_together(first, sizes, live, moved)
-    op, a, b = op[keep], a[keep], b[keep]
-    run.remap(op, a, b, kinds, d, moved)
-    x = moved[x]
-    for call, places in zip(tape.hosts, calls, strict=True):
-        call.operands = [moved_operand(place, moved) for place in places]
+    finished = CompactArena.of_size(*sizes)
+    columns = [c.array for c in (finished.op, finished.a, finished.b, finished.v)]
+    run.move_together(op, a, b, v, _KINDS, live, d, to, *columns)
+    x[:] = to[x]
+    for call in tape.hosts:
+        call.operands = [moved_operand(place, to) for place in call.operands]
     for entry in tape.imports:
-        entry.cell = int(moved[entry.cell]) if entry.size else 0
-    values = v[keep[owner]]
-    _install(tape, op, a, b, values, d, x, folded[:count])
-    renamed: np.ndarray[Any, Any] = moved[to]
-    return renamed
+        entry.cell = int(to[entry.cell]) if entry.size else 0
+    arena.give_back(n, len(v))
+    tape._arena = finished
+    tape.n, tape.flushed_cell = tape.done, tape.done_cell = sizes
+    tape.plans.clear()
+    tape.milestones = []
+    return to
+
+
+def _name_values(
+    run: Any, tape: Tape, op: Any, a: Any, b: Any, v: Floats, inputs: set[int]
+) -> Cells:
+    """Fold constant instructions of a tape, and return by cell the first one that has its value."""
+    n, cells = len(op), len(v)
+    constant = np.zeros(cells, np.uint8)
+    for entry in tape.imports:
+        if id(entry.leaf) not in inputs:
+            constant[entry.cell : entry.cell + entry.size] = 1
+    slots = 1 << (2 * min(cells, 2 * n)).bit_length()  # two a cell, but not for long arrays
+    table = np.zeros(slots, np.int32 if n < 1 << 30 else np.int64)
+    first, to = np.empty(n, np.uint32), np.arange(cells, dtype=np.uint32)
+    folded, known = np.empty(n), len(tape.k)
+    count = run.canonicalise(
+        *(op, a, b, _KINDS, _COMMUTES, v, table, first, to, constant, folded, known)
+    )
+    tape.k.extend(folded[:count])
+    return to
 
 
 class _Python:
@@ -163,30 +147,3 @@ def anchors(place: HostOperand) -> list[int]:
     if place.window is not None and place.window.size:
         return [place.window.offset]
     return []
-
-
-def _install(
-    tape: Tape,
-    op: Any,
-    a: Any,
-    b: Any,
-    values: Any,
-    d: Any,
-    x: Any,
-    folded: Any,
-) -> None:
-    """Put the new columns, values and pools in the place of the old ones."""
-    old = tape.arena
-    used, cells = tape.n, tape.flushed_cell
-    tape._arena = CompactArena(op, a, b, values)
-    old.give_back(used, cells)
-    k = tape.k.array()
-    tape.k = Pool(np.float64)
-    tape.k.extend(np.concatenate((k, folded)))
-    tape.d, tape.x = Pool(np.int64), Pool(np.uint32)
-    tape.d.extend(d)
-    tape.x.extend(x.astype(np.uint32))
-    tape.n = tape.done = len(op)
-    tape.plans.clear()
-    tape.flushed_cell = tape.done_cell = len(values)
-    tape.milestones = []

@@ -9,26 +9,50 @@ results aside and carrying them out at the end, lane by lane.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import gcd, lcm
 
 import numpy as np
 
 from ..kernels import words as W
 from ..window import Shape, coalesce
-from .region import ADD, BASE, BUFFER, INDEX, OFFSET, ROW, STRIDES, Ints, Region
+from .region import (
+    ADD,
+    ARITIES,
+    BASE,
+    BUFFER,
+    HOW,
+    INDEX,
+    MAXIMUM,
+    OFFSET,
+    ROW,
+    SET,
+    STRIDES,
+    Ints,
+    Region,
+)
 
 LANES = 128
 """Lanes of a block: enough to hide the dispatch, few enough that rows stay in the first cache."""
 
 CACHE_BYTES = 1 << 19
-"""Room for the rows of a block; beyond that it has fewer lanes."""
+"""Room for the rows of a block of `LANES`; with more rows it has half as many..."""
+
+FAR_BYTES = 8 << 20
+"""... and half as many again where that does not suffice: rows are written and read in order, so
+that a distant cache serves nearly as well, and to decode an instruction has its price, too."""
 
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
 
+READ_OFTEN = 6
+"""Instructions that read an in-window from which it is copied to where vectors are aligned."""
+
 _ALIGNED = 128
 
-_CHUNK = 1024  # lanes a chunk has at least
+_LEAST = 32  # lanes of a block, unless there are fewer
+_CHUNK = 1024  # lanes a chunk has at least,
+_WORK = 1 << 18  # unless it has as many instructions times lanes: about 50 us of work
 _CHUNKS = 64  # and how many chunks there are at most, so that threads find some each
 
 _H = {name: i for i, name in enumerate(W.HEADER)}
@@ -61,24 +85,31 @@ class Lowered:
 
     def __init__(self, region: Region) -> None:
         n = region.size
-        block = LANES
-        while block > W.WIDTH and region.rows * block * 8 > CACHE_BYTES:
-            block //= 2
-        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
         self.extras: list[int] = []
         self.extra = 0
         self.size, self.work = n, n * (len(region.code) + 4)
         outs = [_Out(region, w) for w in region.outputs]
-        chunk = _chunk_size(n, block, outs)
+        kinds = [_in_kind(region.shape, w) for w in region.inputs.tolist()]
+        rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
+        block = LANES
+        for room in (CACHE_BYTES, FAR_BYTES):
+            if 8 * rows * block > room:
+                block //= 2
+        while block > _LEAST and n < 2 * block and len(region.code) * block > _WORK:
+            block //= 2  # a block of a long program is enough for a thread
+        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
+        chunk = _chunk_size(n, len(region.code), block, outs)
         self.chunks = max(-(-n // chunk), 1)
         arranged: list[_Out] = []
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
             arranged += _arrange(together, n, chunk, self.chunks)
         _choose_places(region, arranged)
-        self._write(region, arranged, block, chunk)
+        self._write(region, kinds, arranged, block, chunk)
 
-    def _write(self, region: Region, outs: list[_Out], block: int, chunk: int) -> None:
+    def _write(
+        self, region: Region, kinds: list[int], outs: list[_Out], block: int, chunk: int
+    ) -> None:
         inputs = region.inputs
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
@@ -103,8 +134,11 @@ class Lowered:
         }.items():
             header[_H[name]] = value
         words, strides = header, list(region.shape)
+        used = np.arange(3) < ARITIES[code[:, 0]][:, None]
+        read = np.bincount(code[:, 2:][used], minlength=region.rows)
         for i, w in enumerate(inputs.tolist()):
-            words += self._window(w, strides_at + i * ndim, KIND=_in_kind(region.shape, w))
+            aligned = int(read[w[ROW]] >= READ_OFTEN)
+            words += self._window(w, strides_at + i * ndim, KIND=kinds[i], ALIGNED=aligned)
             strides += w[STRIDES:]
         numbers: dict[int, int] = {}
         for i, out in enumerate(outs, len(inputs)):
@@ -116,7 +150,7 @@ class Lowered:
                 out.window,
                 strides_at + i * ndim,
                 KIND=_OUT[out.kind],
-                ADD=int(out.add),
+                HOW=out.how,
                 PLACED=int(out.placed),
                 STREAMED=int(out.streamed),
                 ZERO=int(out.zero),
@@ -145,7 +179,7 @@ class _Out:
         w = window.tolist()
         self.row, self.buffer, self.offset = w[ROW], w[BUFFER], w[OFFSET]
         self.gathered = w[INDEX] >= 0
-        self.add = bool(w[ADD])
+        self.how = w[HOW]
         self.shape, (self.strides,) = coalesce(region.shape, [tuple(w[STRIDES:])])
         reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
         self.low = self.offset + sum(r for r in reach if r < 0)
@@ -178,6 +212,10 @@ class _Out:
             return 0
         return self.shape[-1] if _injective(self.shape[:-1], self.strides[:-1]) else 0
 
+    def meet(self) -> None:
+        """Let lanes change what others have left, from what stands there before the first."""
+        self.zero, self.how = self.how != ADD, max(self.how, ADD)
+
     def meets(self, other: _Out) -> bool:
         """Whether the two may reach one element."""
         if self.gathered or other.gathered:
@@ -206,9 +244,9 @@ def _in_kind(shape: Shape, w: list[int]) -> int:
     return _IN["IN_PLACE" if strides == (1,) else "WALKED"]
 
 
-def _chunk_size(n: int, block: int, outs: list[_Out]) -> int:
+def _chunk_size(n: int, instructions: int, block: int, outs: list[_Out]) -> int:
     """Return how many lanes a chunk has: enough, whole blocks, and whole runs of axis sums."""
-    chunk = max(_CHUNK, -(-n // _CHUNKS))
+    chunk = max(min(_CHUNK, _WORK // (instructions + 1)), -(-n // _CHUNKS))
     chunk = -(-chunk // block) * block
     run = lcm(*[out.run or 1 for out in outs])
     if 1 < run <= 8 * chunk:
@@ -218,9 +256,14 @@ def _chunk_size(n: int, block: int, outs: list[_Out]) -> int:
 
 def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
     """Decide how the out-windows on one buffer are carried out; return them in their order."""
-    alone = [out for out in outs if not any(out.meets(other) for other in outs if other is not out)]
-    rest = [out for out in outs if out not in alone]
+    if _apart(outs):
+        alone, rest = outs, []
+    else:
+        alone = [x for x in outs if not any(x.meets(other) for other in outs if other is not x)]
+        rest = [out for out in outs if out not in alone]
     for out in alone:
+        if out.injective and out.how >= MAXIMUM:
+            out.how = SET  # the extreme of one lane
         if out.flat:
             out.kind = "FLAT"
         elif out.uniform:
@@ -228,30 +271,41 @@ def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
         elif out.injective:
             out.kind = "WALK"
         elif chunks == 1 or (out.run and chunk % out.run == 0):
-            out.kind, out.zero, out.add = "WALK", not out.add, True
+            out.kind = "WALK"
+            out.meet()
         else:
             _put_aside(out, n, chunks)
     if not rest:
         return alone
+    if any(out.how >= MAXIMUM for out in rest):
+        raise ValueError("an out-window of extremes meets another one")
     rest.sort(key=lambda out: -out.offset)
     lead, low = rest[0], min(out.low for out in rest)
     halo = lead.low - low
     if all(out.flat for out in rest) and 0 < halo <= chunk and chunks > 1:
-        follow_add = all(out.add for out in rest[1:])
+        follow_add = all(out.how == ADD for out in rest[1:])
         for out in rest:
             out.kind, out.shift, out.halo, out.lead = "FOLLOW", out.low - low, halo, lead
-            out.zero, out.add = not out.add, True
+            out.meet()
         lead.kind, lead.low, lead.extra = "LEAD", low, halo * chunks
         if follow_add and lead.zero:
-            lead.zero, lead.add = False, False
+            lead.zero, lead.how = False, SET
         return alone + rest
     for out in rest:
-        out.zero, out.add = not out.add, True
+        out.meet()
         if chunks == 1:
             out.kind = "WALK"
         else:
             _put_aside(out, n, chunks)
     return alone + rest
+
+
+def _apart(outs: list[_Out]) -> bool:
+    """Whether it is plain that no two windows meet: there may be thousands."""
+    if any(out.gathered for out in outs):
+        return len(outs) == 1
+    order = sorted(outs, key=lambda out: out.low)
+    return all(x.low + x.extent <= y.low for x, y in pairwise(order))
 
 
 def _put_aside(out: _Out, n: int, chunks: int) -> None:
@@ -268,11 +322,11 @@ def _choose_places(region: Region, outs: list[_Out]) -> None:
     flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
     streams = 8 * region.size * flat > STREAM_BYTES
     for out in outs:
-        if streams and out.kind == "FLAT" and not out.add:
+        if streams and out.kind == "FLAT" and out.how == SET:
             out.streamed = True
             continue
         if out.kind == "LEAD" and rows.count(out.row) > 1:
             continue  # those that follow change what lies there
-        if out.kind in ("FLAT", "LEAD") and not out.add and out.row in results:
+        if out.kind in ("FLAT", "LEAD") and out.how == SET and out.row in results:
             out.placed = True
             results.discard(out.row)

@@ -1,8 +1,9 @@
 """Planning: which regions a tape's array instructions make, forward and backward.
 
-Consecutive array instructions of one shape, and the sums that close them, run as one region: values
-that nothing else uses are not stored, and a backward sweep computes them again in the same block of
-lanes. A plan says what to run in which order. It depends on the structure of the recording only,
+Consecutive array instructions of one shape, and the sums and extremes that close them, run as one
+region: values that nothing else uses are not stored, and a backward sweep computes them again in
+the same block of lanes. Where equal extremes share an adjoint, a region of its own counts them
+first. A plan says what to run in which order. It depends on the structure of the recording only,
 not on any value, so plans are kept and serve every recording of the same structure.
 """
 
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..kernels import adjoints
-from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES
+from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
-from .region import ARITIES, Region
+from .region import ARITIES, MAXIMUM, MINIMUM, SET, Region
 
 if TYPE_CHECKING:
     from ..host import HostCall
@@ -31,18 +32,21 @@ OWN = 256
 KEPT = 64
 """Plans that are kept, the latest used."""
 
-VALUES, POOL, ADJOINTS, INDICES, IMPORTS = range(5)
+VALUES, POOL, ADJOINTS, INDICES, TIES, IMPORTS = range(6)
 """Buffers of a plan's regions; from `IMPORTS` on, values and adjoints of each import in `own`."""
 
 SCALARS, HOST_CALL = -1, -2
 _AXES, _WINDOW = 6, 6
-_STORE_ALL, _STORE_OUTSIDE, _REVERSE = 1, 2, 4
+_STORE_ALL, _STORE_OUTSIDE, _REVERSE, _COUNT_TIES = 1, 2, 4, 8
 _BY_OTHERS = 2
 _RECEIVED = np.array(adjoints.RECEIVED, np.int64)
 _STARTS = np.array(adjoints.STARTS, np.int64)
 _PROGRAMS = np.array(adjoints.CODE, np.int64)
 _NUMBERS = np.array(adjoints.CONSTANTS)
 _KINDS = np.array(KINDS, np.uint8)
+_EXTREMAL = np.array(
+    [ROWS[name][0] for name in ("equal", "isnan", "logical_or", "divide", "where")]
+)
 _LINES = int(np.diff(_STARTS).max()) + 6  # instructions that one of the tape becomes, at most
 
 # Scalar instructions whose adjoints do not depend on values.
@@ -68,19 +72,24 @@ class Step:
         The instructions.
     cell, end : int
         The first of their cells, and the one after the last.
-    forward, backward : Region or None
-        A region's values, those that something else needs; and the adjoints of its operands.
+    forward, ties, backward : Region or None
+        A region's values, those that something else needs; how many lanes have each extreme; and
+        the adjoints of its operands.
     blanks : list of (int, int, int)
         Stretches of imports' own adjoints (number, from, to) to be made zero before `backward`.
     used : list of (int, int)
         Stretches of adjoints that are used up by it, and are to be made zero.
     """
 
-    __slots__ = ("backward", "blanks", "cell", "end", "forward", "kind", "start", "stop", "used")
+    __slots__ = (
+        *("backward", "blanks", "cell", "end", "forward", "kind", "start", "stop", "ties"),
+        "used",
+    )
 
     def __init__(self, kind: int, start: int, stop: int, cell: int, end: int) -> None:
         self.kind, self.start, self.stop, self.cell, self.end = kind, start, stop, cell, end
         self.forward: Region | None = None
+        self.ties: Region | None = None
         self.backward: Region | None = None
         self.blanks: list[tuple[int, int, int]] = []
         self.used: list[tuple[int, int]] = []
@@ -101,6 +110,8 @@ class Plan:
     fused : int
         The step whose region computes values and adjoints at once, or -1. What follows it are
         scalar instructions that can be swept backward before they are computed.
+    ties : int
+        Extremes whose lanes are counted: how many numbers that takes.
     first : ndarray
         First cell of each instruction, and the cell after the last.
     stored : ndarray of bool
@@ -147,6 +158,8 @@ class Plan:
         self._active = np.zeros(n, np.uint8)
         self._entered = np.zeros(n, np.uint8)
         self._cleared = np.zeros(n, np.uint8)
+        self._ties = np.full(n, -1, np.int64)
+        self.ties = 0
         self.stored = np.ones(n, np.bool_)
         if mode == "gradient":
             self._plan_gradient(seeds, active)
@@ -163,7 +176,7 @@ class Plan:
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
         del self._columns, self._tables, self._hosts, self._extents, self._planning, self._ordering
         del self._outside, self._active, self._entered, self._cleared
-        del self._region, self._own, self._in_arena, self._link
+        del self._region, self._own, self._in_arena, self._link, self._ties
         self._make_room(0)
 
     def _find_imports(self, outside: Any) -> None:
@@ -221,7 +234,8 @@ class Plan:
         inside = self._region >= 0
         used = np.zeros(self.count + 1, np.bool_)  # regions that some adjoint flows through
         used[self._region[inside & (self._active != 0)]] = True
-        self.fused = self._find_fused(used)
+        tied = self._find_extremes()
+        self.fused = self._find_fused(used, tied)
         self.stored = ~inside | (used[self._region] & ((self._outside != 0) | (kinds == HOST)))
         touched = np.zeros(len(self.own), np.uint8)
         for i in range(len(self.steps) - 1, -1, -1):
@@ -235,16 +249,34 @@ class Plan:
                 step.backward = self._write(step.kind, _STORE_OUTSIDE | _REVERSE, step, touched)
             else:
                 step.forward = self._write(step.kind, _STORE_OUTSIDE)
+                if step.kind in tied:
+                    step.ties = self._write(step.kind, _COUNT_TIES)
                 step.backward = self._write(step.kind, _REVERSE, step, touched)
         self.touched = [bool(t) for t in touched]
 
-    def _find_fused(self, used: Any) -> int:
-        """Return the last step with a region, if what follows can be swept before it is run."""
+    def _find_extremes(self) -> set[int]:
+        """Give extremes that adjoints flow through places for their ties; return their regions."""
+        host_at, h, start, n = self._hosts
+        op, a, _ = self._columns
+        tied = set()
+        for i in np.flatnonzero((op[start : start + n] == HOST) & (self._active != 0)).tolist():
+            at = int(host_at[a[start + i]])
+            if at >= 0 and h[at] != SET:
+                self._ties[i] = self.ties
+                self.ties += int(self.first[i + 1] - self.first[i])
+                tied.add(int(self._region[i]))
+        return tied
+
+    def _find_fused(self, used: Any, tied: set[int]) -> int:
+        """Return the last step with a region, if what follows can be swept before it is run.
+
+        The adjoint of an extremum is not known before the extremum is.
+        """
         op = self._columns[0]
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
             if step.kind >= 0:
-                return i if used[step.kind] else -1
+                return i if used[step.kind] and step.kind not in tied else -1
             if step.kind == HOST_CALL or not _LINEAR[op[step.start : step.stop]].all():
                 return -1
         return -1
@@ -266,8 +298,8 @@ class Plan:
         self._planning.write(
             op, a, b, *self._tables, ARITIES, host_at, h, i0, n, self.first, self._region,
             self._outside, self._link, r, start, stop, shape, axes, mode, self._active,
-            self._entered, self._own, self._in_arena, ADD, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS,
-            *self._work, counts,
+            self._entered, self._own, self._in_arena, self._ties, ADD, _EXTREMAL, _STARTS,
+            _PROGRAMS, _RECEIVED, _NUMBERS, *self._work, counts,
         )  # fmt: skip
         n_out = int(counts[2])
         if n_out == 0:
@@ -353,13 +385,14 @@ class Plan:
 def host_table(tape: Tape) -> tuple[Ints, Ints]:
     """Return where each structural instruction is described, and the descriptions.
 
-    A sum over consecutive or strided cells is described as an array instruction of one operand
-    followed by the strides of its result; others by the cells that their operands reach.
+    A sum, maximum or minimum over consecutive or strided cells is described as an array instruction
+    of one operand, how its out-window takes lanes in the place of the opcode, followed by the
+    strides of its result; others by the cells that their operands reach.
     """
     at: list[int] = []
     words: list[int] = []
     for call in tape.hosts:
-        described = _sum(call)
+        described = _reduction(call)
         if described:
             at.append(len(words))
             words += described
@@ -369,10 +402,16 @@ def host_table(tape: Tape) -> tuple[Ints, Ints]:
     return np.array(at, np.int64), np.array(words, np.int64)
 
 
-def _sum(call: HostCall) -> list[int]:
+_REDUCTIONS = {"sum": SET, "max": MAXIMUM, "min": MINIMUM}
+
+
+def _reduction(call: HostCall) -> list[int]:
     from ..ops.structural import STRUCTURAL
 
-    if call.row is not STRUCTURAL["sum"] or call.operands[0].window is None:
+    how = _REDUCTIONS.get(call.row.name)
+    if how is None or call.row is not STRUCTURAL[call.row.name]:
+        return []
+    if call.operands[0].window is None:
         return []
     window, axes = call.operands[0].window, call.params["axis"]
     if not window.size or window.ndim == 0:
@@ -383,7 +422,7 @@ def _sum(call: HostCall) -> list[int]:
             strides[axis] = step
             step *= window.shape[axis]
     sizes, (into, out) = coalesce(window.shape, [window.strides, tuple(strides)])
-    return [0, len(sizes), *sizes, 0, window.offset, *into, *out]
+    return [how, len(sizes), *sizes, 0, window.offset, *into, *out]
 
 
 def _reach(call: Any) -> list[int]:

@@ -15,6 +15,7 @@ in-window of stride 0, so that each is the adjoint of the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -24,13 +25,17 @@ from ..kernels.allocation import allocate
 from ..kernels.opcodes import ARITY, KINDS, ROW_OF, UNARY
 from ..kernels.rules import FORWARD
 from ..window import Shape, Window
+from .cutting import MOST_ROWS, NONE, Cut
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Codes = np.ndarray[Any, np.dtype[np.uint16]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # Columns of a window; the strides follow, one an axis.
-ROW, BUFFER, OFFSET, INDEX, BASE, ADD, STRIDES = range(7)
+ROW, BUFFER, OFFSET, INDEX, BASE, HOW, STRIDES = range(7)
+
+SET, ADD, MAXIMUM, MINIMUM = range(4)
+"""How an out-window changes its elements."""
 
 ARITIES = np.array([ARITY.get(name, 0) for name in ROW_OF], np.uint8)
 """Number of operands by opcode."""
@@ -67,7 +72,8 @@ class Region:
         `OFFSET` place of lane 0
         `INDEX`  number of the buffer of an index array (uint32), or -1
         `BASE`   what is added to what an index array holds; 0 without one
-        `ADD`    0: out-window replaces what its elements held; 1: it adds to it
+        `HOW`    `SET`: an out-window replaces what its elements held; `ADD`: it adds to it;
+                 `MAXIMUM`, `MINIMUM`: it replaces that by the extreme of the lanes
         strides  places from one lane to the next along each axis; may be 0 or negative
         ======== =======================================================================
 
@@ -82,9 +88,10 @@ class Region:
     -----
     An element that an out-window reaches is made zero, if any out-window that reaches it replaces;
     then the lanes that reach it are added, of all windows. So a window that carries several lanes
-    to one element sums them. The order of additions depends on nothing but the region: the same
-    bits come out for any number of threads. No out-window reaches an element that an in-window
-    reads, and buffers of different numbers do not overlap.
+    to one element sums them. One of extremes takes the largest or the smallest, nan if there is
+    any, as NumPy does, and no other out-window reaches its elements. The order of additions depends
+    on nothing but the region: the same bits come out for any number of threads. No out-window
+    reaches an element that an in-window reads, and buffers of different numbers do not overlap.
     """
 
     __slots__ = ("__weakref__", "buffers", "code", "constants", "inputs", "lowered", "outputs",
@@ -139,7 +146,8 @@ class Region:
         for op, row, *operands in self.code.tolist():
             used = ", ".join(f"r{x}" for x in operands[: ARITIES[op]])
             lines.append(f"r{row} = {ROW_OF[op]}({used})")
-        lines += [f"{_shown(w)} {'+' * w[ADD]}= r{w[ROW]}" for w in self.outputs.tolist()]
+        signs = ("=", "+=", "max=", "min=")
+        lines += [f"{_shown(w)} {signs[w[HOW]]} r{w[ROW]}" for w in self.outputs.tolist()]
         return "\n".join(lines)
 
 
@@ -212,6 +220,11 @@ class RegionBuilder:
         self._code += (opcode, *values, *(0,) * (3 - len(values)))
         return len(self._code) // 4 - 1
 
+    def extremum(self, row: str, values: Sequence[int]) -> int:
+        """Append what gives the "max" or "min" of values, lane by lane."""
+        step = {"max": "maximum", "min": "minimum"}[row]
+        return reduce(lambda one, other: self.op(step, one, other), values)
+
     def output(
         self,
         value: int,
@@ -220,12 +233,14 @@ class RegionBuilder:
         offset: int = 0,
         *,
         add: bool = False,
+        how: int = SET,
         index: int = -1,
         base: int = 0,
     ) -> None:
-        """Carry a value out through a window."""
+        """Carry a value out through a window; `add` stands for ``how=ADD``."""
         strides = self._checked(strides)
-        self._outputs.append([value, buffer, offset, index, base, int(add), *strides])
+        how = ADD if add else how
+        self._outputs.append([value, buffer, offset, index, base, how, *strides])
 
     def _checked(self, strides: Sequence[int]) -> Sequence[int]:
         if len(strides) != len(self.shape):
@@ -247,6 +262,78 @@ class RegionBuilder:
         for window, value in zip(self._outputs, fused.results, strict=True):
             window[0] = value
         return self
+
+    def finish_in_parts(self, buffer: int, most: int = MOST_ROWS) -> tuple[list[Region], int]:
+        """Return what was appended as regions of at most `most` rows, to be run in their order.
+
+        Parameters
+        ----------
+        buffer : int
+            Number of the buffer through which values go from one part to another.
+        most : int
+
+        Returns
+        -------
+        regions : list of Region
+        places : int
+            How many values wait in that buffer. In the regions' windows on it, offsets are numbers
+            of values and strides are 0: whoever knows how many lanes there are makes room.
+        """
+        try:
+            whole = self.finish()
+        except RegionTooLarge:
+            whole = None
+        if whole is not None and whole.rows <= most:
+            return [whole], 0
+        used = np.array(self._used())
+        lines = np.array(self._code, np.int64).reshape(-1, 4)
+        operands = lines[:, 1:].copy()
+        operands[np.arange(3) >= np.where(used, ARITIES[lines[:, 0]], 0)[:, None]] = NONE
+        cut = Cut(operands, most)
+        constants = np.frombuffer(b"".join(self._constants), np.float64).tolist()
+        still = (0,) * len(self.shape)
+        regions = []
+        for part in cut.parts:
+            build = RegionBuilder(self.shape)
+            known = {value: build.input(buffer, still, place) for value, place in part.brought}
+            value_of = partial(self._in_part, build, known, constants)
+
+            for i in (part.start + np.flatnonzero(used[part.start : part.stop])).tolist():
+                op, *values = lines[i].tolist()
+                known[i] = build.op(op, *map(value_of, values[: ARITIES[op]]))
+            for window in self._outputs:
+                value = window[0]
+                if part.start <= value < part.stop or (value < 0 and part.start == 0):
+                    build._outputs.append([value_of(value), *window[1:]])
+            for value, place in part.carried:
+                build.output(known[value], buffer, still, place)
+            regions.append(build.finish())
+        return regions, cut.places
+
+    def _in_part(
+        self, build: RegionBuilder, known: dict[int, int], constants: list[float], value: int
+    ) -> int:
+        """Return a value as another builder numbers it."""
+        if value in known:
+            return known[value]
+        if value % 2 == 0:
+            return build.constant(constants[(-2 - value) // 2])
+        w = self._inputs[(-1 - value) // 2]
+        return build.input(w[BUFFER], w[STRIDES:], w[OFFSET], index=w[INDEX], base=w[BASE])
+
+    def _used(self) -> list[bool]:
+        """Return which instructions results depend on."""
+        used = [False] * (len(self._code) // 4)
+        for window in self._outputs:
+            if window[0] >= 0:
+                used[window[0]] = True
+        for i in range(len(used) - 1, -1, -1):
+            if used[i]:
+                op, *values = self._code[4 * i : 4 * i + 4]
+                for value in values[: ARITIES[op]]:
+                    if value >= 0:
+                        used[value] = True
+        return used
 
     def finish(self) -> Region:
         """Return the region: rows allocated by liveness, without instructions nothing needs."""
@@ -319,8 +406,10 @@ def run_reference(region: Region, buffers: Sequence[Any]) -> None:
         rows[row] = [rule(*values) for values in zip(*columns, strict=True)]
     places = [lanes_of(region, window, buffers) for window in region.outputs]
     for window, elements in zip(region.outputs, places, strict=True):
-        if not window[ADD]:  # -0.0, to which adding anything gives just that
-            buffers[window[BUFFER]][elements] = -0.0
+        if window[HOW] != ADD:  # -0.0, to which adding anything gives just that
+            start = {SET: -0.0, MAXIMUM: -np.inf, MINIMUM: np.inf}[int(window[HOW])]
+            buffers[window[BUFFER]][elements] = start
     with np.errstate(all="ignore"):
         for window, elements in zip(region.outputs, places, strict=True):
-            np.add.at(buffers[window[BUFFER]], elements, rows[window[ROW]])
+            meet = {MAXIMUM: np.maximum, MINIMUM: np.minimum}.get(int(window[HOW]), np.add)
+            meet.at(buffers[window[BUFFER]], elements, rows[window[ROW]])

@@ -199,7 +199,9 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     if lowered.work < WORTH or chunks == 1:
         run(words, buffers, 0, chunks, 1, scratch, blocks)
         return
-    queue = iter(range(0, chunks))
+    # Some chunks at a time: few enough that threads end together, and that Ctrl-C is heard.
+    some = max(1, min(chunks // (8 * _pool.size), 4 * WORTH * chunks // lowered.work))
+    queue = iter(range(0, chunks, some))
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -207,7 +209,7 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
         for c in queue:  # one thread gets each: taking the next is atomic
             if failed:
                 return
-            run(words, buffers, c, c + 1, 0, own, blocks)
+            run(words, buffers, c, min(c + some, chunks), 0, own, blocks)
 
     run(words, buffers, 0, 0, 2, scratch, blocks)
     helpers = _pool.start(work, chunks - 1)

@@ -204,8 +204,8 @@ def jacobian(
     has_aux : bool, optional
         Whether `f` returns ``(output, aux)``; the result is then ``(jacobian, aux)``.
     mode : {"auto", "forward", "reverse"}, optional
-        How to sweep.  "auto" sweeps forward where the arguments have fewer elements than the
-        output, unless an operation has no forward rule, and backward otherwise.  Both give the same
+        How to sweep.  "auto" sweeps backward where the arguments have more elements than the
+        output, or an operation has no forward rule, and forward otherwise.  Both give the same
         derivatives to rounding; where a partial is infinite, a forward sweep carries an exact zero
         past it, and a backward sweep may answer nan.  Within another derivative the sweep is always
         backward.
@@ -295,11 +295,16 @@ def fill_matrices(
     columns = sum([matrix.shape[1] for matrix in matrices.values()])
     if not cells.size or not columns:
         return
-    forward = mode == "forward" or (mode == "auto" and columns < cells.size)
-    if mode == "auto" and forward:
-        forward = directions.carries_tangents(tape, recording)
+    forward = sweeps_forward(tape, cells.size, columns, mode, recording)
     fill = _fill_columns if forward else _fill_rows
     fill(tape, cells, matrices, recording)
+
+
+def sweeps_forward(tape: Tape, rows: int, columns: int, mode: str, recording: Recording) -> bool:
+    """Whether a Jacobian of so many rows and columns is swept forward."""
+    if mode != "auto":
+        return mode == "forward"
+    return columns <= rows and directions.carries_tangents(tape, recording)
 
 
 def _fill_rows(tape: Tape, cells: Any, matrices: dict[int, Any], recording: Recording) -> None:
@@ -308,10 +313,17 @@ def _fill_rows(tape: Tape, cells: Any, matrices: dict[int, Any], recording: Reco
     for start in range(0, cells.size, step):
         chunk = cells[start : start + step]
         found = directions.adjoints(tape, chunk, np.eye(chunk.size), recording=recording)
+        set_: set[int] = set()
         for entry, adjoints in found:
             matrix = matrices.get(id(entry.leaf))
-            if matrix is not None:  # and not a constant that the function made
-                matrix[start : start + step] += adjoints.T
+            if matrix is None:  # a constant that the function made
+                continue
+            part = matrix[start : start + step]
+            if id(entry.leaf) in set_:
+                part += adjoints.T
+            else:
+                part[...] = adjoints.T
+                set_.add(id(entry.leaf))
 
 
 def _fill_columns(tape: Tape, cells: Any, matrices: dict[int, Any], recording: Recording) -> None:

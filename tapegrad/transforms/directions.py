@@ -23,6 +23,8 @@ from ..host import HostCall, HostOperand
 from ..kernels.opcodes import HOST
 from ..storage import Floats
 from ..tape import Import, Tape
+from .products import product_of
+from .rows import Rows, first_of_run
 
 WIDTH = 32  # directions that share the cost of the partials; more would crowd the caches,
 WIDEST = 128  # but for recordings so small that more of them fit, too:
@@ -97,89 +99,74 @@ def adjoints(
 def _adjoints_of_one(tape: Tape, seeds: list[Seed]) -> list[tuple[Import, Floats]]:
     with tape.lock:
         execute.evaluate(tape)
-        n, m = tape.flushed_cell, seeds[0][1].shape[1]
-        column = take_adjoints(n * m)
-        g = column.array[: n * m].reshape(n, m)
-        clean = False
-        try:
-            top = 0
-            for cells, rows in seeds:
-                if not rows.size:
-                    continue
-                first = _first_of_run(cells)
-                if first is not None:
-                    stop = first + len(rows)
-                    g[first:stop] += rows
-                else:
-                    i, j = np.nonzero(rows)  # of a flat array, `add.at` is much faster
-                    np.add.at(g.reshape(-1), cells.astype(np.int64)[i] * m + j, rows[i, j])
-                    stop = int(cells.max()) + 1
-                top = max(top, stop)
-            with execute.watching.sweeps or nullcontext():
-                _reverse(tape, g, top)
-            found = []
-            for entry in tape.imports:
-                part = g[entry.cell : entry.cell + entry.size]
-                if part.any():
-                    found.append((entry, part.copy()))
-                    part[...] = 0.0
-            clean = True
-            return found
-        finally:
-            give_back_adjoints(column, clean)
+        g, top = Rows(tape.flushed_cell, seeds[0][1].shape[1]), 0
+        for cells, rows in seeds:
+            if not rows.size:
+                continue
+            first = first_of_run(cells)
+            if first is not None:
+                g.receive(first, rows)
+                top = max(top, first + len(rows))
+            else:
+                g.receive_at(cells, rows)
+                top = max(top, int(cells.max()) + 1)
+        with execute.watching.sweeps or nullcontext():
+            _reverse(tape, g, top)
+        return [
+            (entry, g.run(entry.cell, entry.cell + entry.size))
+            for entry in tape.imports
+            if g.reached[entry.cell : entry.cell + entry.size].any()
+        ]
 
 
-def _first_of_run(cells: Any) -> int | None:
-    """Return the first of cells that are consecutive, None for others."""
-    if isinstance(cells, (int, np.integer)):
-        return int(cells)
-    first = int(cells[0])
-    if int(cells[-1]) - first != len(cells) - 1 or (np.diff(cells.astype(np.int64)) != 1).any():
-        return None
-    return first
-
-
-def _reverse(tape: Tape, g: Floats, top: int) -> None:
-    """Sweep backward from the cells below `top`; leaves adjoints of inputs, and zeros."""
+def _reverse(tape: Tape, g: Rows, top: int) -> None:
+    """Sweep backward from the cells below `top`."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    m = g.shape[1]
+    m = g.values.shape[1]
     position, cell = execute.first_block_above(tape, top)
     lane, first, sweeps = -1, position, execute.watching.sweeps
     while position > 0:
         if op[position - 1] == HOST:
             size = int(b[position - 1])
             position, cell = position - 1, cell - size
-            _host_adjoints(tape.hosts[a[position]], v, g, cell, size)
+            if g.reached[cell : cell + size].any():
+                host_adjoints(tape.hosts[a[position]], v, g, cell, size)
         else:
             run = execute.kernels("vector", cell * m)
             limit = max(1, run.slice // m)
             position, cell, lane = run.vector_reverse(
-                op, a, b, d, x, k, v, g, position, 0, cell, lane, limit
+                *(op, a, b, d, x, k, v, g.values, g.reached),
+                *(position, 0, cell, lane, limit),
             )
         if sweeps:
             sweeps.moved("backward", first - position, first)
 
 
-def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> None:
-    """Turn the adjoints of a structural operation into its operands'."""
-    if _is_matrix_times_vector(call):
-        _product_adjoints(call, v, g, g[cell : cell + size])
+def host_adjoints(call: Any, v: Floats, g: Rows, cell: int, size: int) -> None:
+    """Add the adjoints of a structural operation to its operands'."""
+    product = product_of(call)
+    if product is not None:
+        with np.errstate(all="ignore"):
+            for carry in product.adjoints(g, cell, size):
+                carry()
         return
-    rows = g[cell : cell + size].copy()
-    g[cell : cell + size] = 0.0
+    rows = g.run(cell, cell + size)
     live = np.flatnonzero(rows.any(axis=0))
     if not live.size:
+        for x in getattr(call, "operands", ()):
+            g.of(_cells(x))  # zeros reach them: what is reached does not depend on values
         return
     if type(call) is not HostCall:
-        _other_host_adjoints(call, v, g, rows, live, cell)
+        _other_adjoints(call, v, g, rows, live, cell)
         return
+    m = rows.shape[1]
     with np.errstate(all="ignore"):
         values = [x.read(v) for x in call.operands]
         many = getattr(call.row, "vjps", None)
         if many is not None:
-            chosen = rows if live.size == rows.shape[1] else rows[:, live]
+            chosen = rows if live.size == m else rows[:, live]
             seeds = chosen.T.reshape(live.size, *call.shape)
             wanted = [x.constant is None for x in call.operands]
             cotangents = many(seeds, wanted, *values, **call.params)
@@ -196,68 +183,21 @@ def _host_adjoints(call: Any, v: Floats, g: Floats, cell: int, size: int) -> Non
                     _accumulate(x, g, [j], cotangent[None])
 
 
-def _is_matrix_times_vector(call: Any) -> bool:
-    """Whether this is the product of a constant matrix and a vector on a run of cells."""
-    if type(call) is not HostCall or call.row.name != "matmul":
-        return False
-    matrix, vector = call.operands
-    w = vector.window
-    return (
-        matrix.constant is not None
-        and matrix.constant.ndim == 2
-        and w is not None
-        and w.ndim == 1
-        and bool(w.is_contiguous)
-    )
-
-
-def _product_adjoints(call: HostCall, v: Floats, g: Floats, rows: Floats) -> None:
-    """Do the same for a constant matrix times a vector: layers of networks, linear models.
-
-    All directions together are one product of matrices, which needs no copies.
-    """
-    matrix, w = call.operands[0].constant, call.operands[1].window
-    assert w is not None
-    target = g[w.offset : w.offset + w.size]
-    if _is_diagonal(rows):  # the first step of a Jacobian of a layer
-        target += matrix.T * rows.diagonal()
-    else:
-        # Where nothing flows, an infinite element of the matrix does not make it nan.
-        with np.errstate(all="ignore"):
-            product = matrix.T @ rows
-        dead = ~rows.any(axis=0)
-        if dead.any():
-            product[:, dead] = 0.0
-        target += product
-    rows[...] = 0.0
-
-
-def _is_diagonal(rows: Floats) -> bool:
-    n, m = rows.shape
-    if n != m or n < 2 or rows[0, -1] != 0.0 or rows[-1, 0] != 0.0:
-        return False
-    return bool(np.count_nonzero(rows) == np.count_nonzero(rows.diagonal()))
-
-
-def _accumulate(x: HostOperand, g: Floats, directions: Any, cotangents: Floats) -> None:
+def _accumulate(x: HostOperand, g: Rows, directions: Any, cotangents: Floats) -> None:
     """Add cotangents of the operand's shape, one a direction, to the adjoints of its cells."""
-    w = x.window
-    if w is not None and w.is_contiguous:
-        rows = g[w.offset : w.offset + w.size]
-        received = cotangents.reshape(len(cotangents), -1).T
-        if len(cotangents) == g.shape[1]:
-            rows += received
-        else:
-            rows[:, directions] += received
+    w, m = x.window, g.values.shape[1]
+    received = cotangents.reshape(len(cotangents), -1).T
+    if w is not None and w.is_contiguous and len(cotangents) == m:
+        g.receive(w.offset, received)
+    elif w is not None and w.is_contiguous:
+        g.run(w.offset, w.offset + w.size)[:, directions] += received
     else:
-        cells = x.cells if w is None else w.cells()
-        for j, cotangent in zip(directions, cotangents, strict=True):
-            np.add.at(g[:, j], cells, cotangent)
+        rows = np.zeros((len(received), m))
+        rows[:, directions] = received
+        g.receive_at(_cells(x), rows)
 
 
-def _other_host_adjoints(
-    call: Any, v: Floats, g: Floats, rows: Floats, live: Any, cell: int
-) -> None:
+def _other_adjoints(call: Any, v: Floats, g: Rows, rows: Floats, live: Any, cell: int) -> None:
     """Do the same for an instruction that only knows how to sweep a column of adjoints."""
     column = take_adjoints(cell + len(rows))
     scratch = column.array[: cell + len(rows)]
@@ -267,7 +207,9 @@ def _other_host_adjoints(
             scratch[cell:] = rows[:, j]
             call.reverse(v, scratch, cell, False)
             reached = np.flatnonzero(scratch)
-            g[reached, j] += scratch[reached]
+            received = np.zeros((reached.size, rows.shape[1]))
+            received[:, j] = scratch[reached]
+            g.receive_at(reached, received)
             scratch[reached] = 0.0
         clean = True
     finally:
@@ -343,64 +285,87 @@ def _tangents_of_one(
 ) -> dict[Any, Floats]:
     with tape.lock:
         execute.evaluate(tape)
-        t = np.empty((tape.flushed_cell, m))
+        t = Rows(tape.flushed_cell, m)
         for entry in tape.imports:
             given = passed.get(entry) if entry.leaf is None else seeds.get(id(entry.leaf))
-            t[entry.cell : entry.cell + entry.size] = 0.0 if given is None else given
+            if given is not None and entry.size:
+                t.receive(entry.cell, given)
         top = max([int(cells.max()) + 1 for _, cells in wanted if cells.size], default=0)
         with execute.watching.sweeps or nullcontext():
             _forward(tape, t, top)
-        return {key: t[cells] for key, cells in wanted}
+        return {key: t.of(cells) for key, cells in wanted}
 
 
-def _forward(tape: Tape, t: Floats, top: int) -> None:
+def _forward(tape: Tape, t: Rows, top: int) -> None:
     """Sweep forward as far as there are cells below `top`."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
     k, d, x = tape.k.array(), tape.d.array(), tape.x.array()
-    m = t.shape[1]
+    m = t.values.shape[1]
     n, stop_cell = execute.first_block_above(tape, top)
     position = cell = lane = 0
     sweeps = execute.watching.sweeps
     while position < n:
         if op[position] == HOST:
             size = int(b[position])
-            _host_tangents(tape.hosts[a[position]], v, t, cell, size)
+            host_tangents(tape.hosts[a[position]], v, t, cell, size)
             position, cell = position + 1, cell + size
         else:
             run = execute.kernels("vector", (stop_cell - cell) * m)
             limit = max(1, run.slice // m)
             position, cell, lane = run.vector_forward(
-                op, a, b, d, x, k, v, t, position, n, cell, lane, limit
+                *(op, a, b, d, x, k, v, t.values, t.reached), *(position, n, cell, lane, limit)
             )
         if sweeps:
             sweeps.moved("forward", position, n)
 
 
-def _host_tangents(call: Any, v: Floats, t: Floats, cell: int, size: int) -> None:
+def host_tangents(call: Any, v: Floats, t: Rows, cell: int, size: int) -> None:
     """Compute the tangents of a structural operation."""
     if not _has_forward_rule(call):
         name = getattr(getattr(call, "row", None), "name", type(call).__name__)
         raise NotImplementedError(
             f"{name} has no forward rule, only a reverse one; use mode='reverse'{at_caller()}"
         )
+    product = product_of(call)
+    if product is not None:
+        with np.errstate(all="ignore"):
+            for carry in product.tangents(t, cell, size):
+                carry()
+        return
+    varying = [x for x in call.operands if x.constant is None]
+    if not any([t.reached[_cells(x)].any() for x in varying]):
+        return
+    given = [None if x.constant is not None else _read(x, t) for x in call.operands]
+    live = np.zeros(t.values.shape[1], np.bool_)
+    for rows in given:
+        if rows is not None:
+            live |= rows.reshape(len(live), -1).any(axis=1)
     with np.errstate(all="ignore"):
         values = [x.read(v) for x in call.operands]
-        given = [None if x.constant is not None else _read(x, t) for x in call.operands]
-        if call.row.jvps is not None:
-            tangents = call.row.jvps(given, *values, **call.params)
-            t[cell : cell + size] = tangents.reshape(len(tangents), size).T
-            return
-        out = v[cell : cell + size].reshape(call.shape)
-        for j in range(t.shape[1]):
-            one = [None if rows is None else rows[j] for rows in given]
-            t[cell : cell + size, j] = np.ravel(call.row.jvp(one, out, *values, **call.params))
+        if call.row.jvps is not None and live.any():
+            tangents = call.row.jvps(given, *values, **call.params).reshape(len(live), size).T
+        else:
+            tangents = np.zeros((size, len(live)))
+            out = v[cell : cell + size].reshape(call.shape)
+            for j in np.flatnonzero(live):
+                one = [None if rows is None else rows[j] for rows in given]
+                tangents[:, j] = np.ravel(call.row.jvp(one, out, *values, **call.params))
+    t.values[cell : cell + size] = tangents
+    t.reached[cell : cell + size] = 1
+    if not live.all():  # where nothing flows, an infinite element does not make it nan
+        t.values[cell : cell + size, ~live] = 0.0
 
 
-def _read(x: HostOperand, t: Floats) -> Floats:
+def _read(x: HostOperand, t: Rows) -> Floats:
     """Return the tangents of an operand: its shape, with the directions along a first axis."""
-    w = x.window
-    if w is not None and w.is_contiguous:
-        rows: Floats = t[w.offset : w.offset + w.size].T.reshape(t.shape[1], *w.shape)
-        return rows
-    return np.moveaxis(t[x.cells if w is None else w.cells()], -1, 0)
+    shape = x.cells.shape if x.window is None else x.window.shape
+    rows: Floats = t.of(_cells(x)).T.reshape(t.values.shape[1], *shape)
+    return rows
+
+
+def _cells(x: HostOperand) -> Any:
+    """Return the cells of an operand as a flat array; none for a constant."""
+    if x.window is not None:
+        return x.window.cells().ravel()
+    return np.zeros(0, np.int64) if x.cells is None else np.ravel(x.cells)

@@ -152,6 +152,33 @@ def test_what_no_region_runs_is_run_sample_by_sample(monkeypatch):
     close(program.map.hvp(X, V), np.einsum("nij,nj->ni", program.map.hessian(X), V))
 
 
+def test_long_programs_run_in_parts_once_they_have_met_enough_samples(monkeypatch):
+    monkeypatch.setattr("tapegrad.batches.unroll.MAX_CELLS", 20)
+    monkeypatch.setattr("tapegrad.batches.lanes.MOST_ROWS", 40)
+    monkeypatch.setattr(batches, "LONG_SAMPLES", 15)
+
+    def f(x):
+        y = x
+        for _ in range(20):
+            y = np.sin(y) * x + y * y * 0.1
+        return np.sum(y) if y[0] > -1.0 else y[1]
+
+    program = tg.record(f, X[0])
+    task = batches.Task("value_and_grad")
+    for samples in (9, 18):  # the second time by regions
+        values, gradients = program.map.value_and_grad(X)
+        close(values, each(f, X))
+        close(gradients, each(tg.grad(f), X))
+        lanes = task.lanes(program)
+        assert (lanes is None) == (samples < 15)
+    assert lanes.waiting
+    more = np.tile(X, (300, 1))
+    with tg.executor("compiled"):
+        values, gradients = program.map.value_and_grad(more, memory=1 << 12)
+    close(values, each(f, more))
+    close(gradients, np.tile(each(tg.grad(f), X), (300, 1)))
+
+
 # -- ways through the code -------------------------------------------------------------------------
 
 

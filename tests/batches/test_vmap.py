@@ -56,6 +56,18 @@ def test_within_a_derivative_lanes_are_samples():
     assert len(many) == len(few)
 
 
+@pytest.mark.parametrize("extremum", [np.max, np.min])
+def test_extremes_that_tie_share_within_a_derivative(extremum):
+    X = np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [2.0, 1.0, 2.0]])
+    inner = tg.vmap(lambda x, y: extremum(np.append(x, [y, 1.5])), in_axes=(0, None))
+    got = tg.grad(lambda X, y: np.sum(inner(X, y) * np.arange(3.0)), argnums=(0, 1))(X, 2.0)
+    separate = [
+        tg.grad(lambda x, y: extremum(np.append(x, [y, 1.5])), argnums=(0, 1))(x, 2.0) for x in X
+    ]
+    np.testing.assert_array_equal(got[0], [i * x for i, (x, _) in enumerate(separate)])
+    np.testing.assert_array_equal(got[1], sum(i * y for i, (_, y) in enumerate(separate)))
+
+
 def test_values_of_the_enclosing_derivative():
     def total(w):
         return np.sum(tg.vmap(lambda x: model(w, x))(X))

@@ -139,9 +139,7 @@ def test_structural_operations(gpu: Device, shape: tuple[int, int]) -> None:
     check(lambda a: np.cumprod(a, axis=0) + np.prod(a[:2], axis=0) * np.min(a), a, on=gpu)
     check(lambda a: np.prod(a[:, :2], axis=(0, 1)) * np.max(a[1:3] @ a[0]), a, on=gpu)
     on_device = isinstance(gpu.arrays, OnDevice)
-    assert (
-        {"matmul", "cumsum", "cumprod", "prod", "max", "min"} <= set(stand_in.calls)
-    ) == on_device
+    assert ({"matmul", "cumsum", "cumprod", "prod"} <= set(stand_in.calls)) == on_device
 
 
 def test_nothing_is_copied_to_the_host_that_is_on_the_device(
@@ -186,6 +184,10 @@ def test_derivatives_of_higher_order_and_jacobians() -> None:
         a = RNG.normal(size=4)
         close(program.to(GPU).jacobian(a), program.jacobian(a))
         close(program.to(GPU).jacobian(GPU.put(a)), program.jacobian(a))
+    program = tg.record(lambda a, b: (a @ b * a, np.sum(b), 3.0), np.ones(3), np.ones(3))
+    for argnums in (1, (0, 1)):
+        wanted = program.jacobian(m[0, :3], m[1, :3], argnums=argnums)
+        close(program.to(GPU).jacobian(m[0, :3], m[1, :3], argnums=argnums), wanted)
     program = tg.record(lambda a, b: np.sum(np.exp(a @ b * a)), m[0], m[1])
     close(program.to(GPU).hvp(x[:20], y[:20], m[0]), program.hvp(x[:20], y[:20], m[0]))
     program = tg.record(lambda a: np.sum(np.exp(a @ a * a)), np.ones(3))

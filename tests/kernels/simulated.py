@@ -20,7 +20,16 @@ from tapegrad.errors import DeviceLostError, MixedDevicesError
 from tapegrad.kernels.cuda import driver, float32, float64
 from tapegrad.kernels.opcodes import FIRST_ROW, ROW_OF
 from tapegrad.ops import TABLE
-from tapegrad.regions.region import BUFFER, INDEX, Region, RegionBuilder, run_reference
+from tapegrad.regions.region import (
+    BUFFER,
+    INDEX,
+    MAXIMUM,
+    MINIMUM,
+    SET,
+    Region,
+    RegionBuilder,
+    run_reference,
+)
 
 # NumPy's numbers stand for those of a GPU, and warn where that answers nan.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -121,11 +130,13 @@ def test_every_row(opcode: int, real: str) -> None:
 # -- windows ---------------------------------------------------------------------------------------
 
 
-def squares(shape: Any, window: dict[str, Any], out: dict[str, Any], add: bool = False) -> Region:
+def squares(
+    shape: Any, window: dict[str, Any], out: dict[str, Any], add: bool = False, how: int = SET
+) -> Region:
     """Return a region that reads a window, squares it, and carries it out."""
     build = RegionBuilder(shape)
     x = build.input(0, window.pop("strides"), **window)
-    build.output(build.op("square", x), 1, out.pop("strides"), add=add, **out)
+    build.output(build.op("square", x), 1, out.pop("strides"), add=add, how=how, **out)
     return build.finish()
 
 
@@ -158,6 +169,39 @@ def test_windows(case: int, add: bool, straight: bool, sizes: Sizes) -> None:
     x = np.arange(1.0, 41.0)
     compare(region, [x, np.full(40, 7.0)], sizes, straight=straight)
     compare(region, [x, np.full(40, 7.0)], sizes, "float32", straight=straight)
+
+
+@pytest.mark.parametrize("straight", [False, True])
+@pytest.mark.parametrize("how", [MAXIMUM, MINIMUM])
+@pytest.mark.parametrize("case", range(len(WINDOWS)))
+def test_extremes(case: int, how: int, straight: bool) -> None:
+    shape, window, out = WINDOWS[case]
+    region = squares(shape, dict(window), dict(out), how=how)
+    x = np.random.default_rng(case).normal(size=40)
+    for sizes in (SHARED, GLOBAL):
+        compare(region, [x, np.full(40, 7.0)], sizes, straight=straight)
+    x[::7] = np.nan
+    compare(region, [x, np.full(40, 7.0)], SHARED, straight=straight)
+
+
+@pytest.mark.parametrize("how", [MAXIMUM, MINIMUM])
+def test_scattered_extremes_and_parts_of_them(how: int) -> None:
+    index = np.array([3, 1, 3, 3, 0, 2, 1, 1, 0, 5], np.uint32)
+    build = RegionBuilder((10,))
+    x = build.input(0, (1,))
+    build.output(x, 1, (1,), index=3, how=how)
+    build.output(x, 2, (0,), how=how)
+    region = build.finish()
+    x = np.random.default_rng(how).normal(size=10)
+    compare(region, [x, np.full(6, 7.0), np.zeros(1), index], SHARED)
+    small = Device(Small(100), sizes=SHARED)
+    given = [small.put(b) for b in (x, np.full(6, 7.0), np.zeros(1))]
+    expected = [g.numpy() for g in given]
+    small.driver.most = 5
+    small.run(region, [*given, index])
+    run_reference(region, [*expected, index])
+    for got, want in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(got.numpy(), want)
 
 
 @pytest.mark.parametrize("sizes", [SHARED, GLOBAL], ids=["shared", "global"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tapegrad.kernels.cpu import jit
@@ -30,6 +31,17 @@ def test_without_a_cache_the_user_is_told_once(
         assert function is add
         assert not options.get("no_cpython_wrapper")
     assert capsys.readouterr().err.count("no writable cache directory") == 1
+
+
+def doubled(x: Any) -> float:
+    return add(x[0], x[0])
+
+
+def test_parts_are_compiled_with_a_kernel() -> None:
+    twice = jit.kernel(doubled, add)
+    assert twice(np.array([3.0])) == doubled([3.0]) == 6.0
+    assert twice.py_func.__globals__["add"] is not add
+    assert doubled.__globals__["add"] is add
 
 
 def test_other_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:

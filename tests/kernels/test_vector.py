@@ -51,24 +51,29 @@ def inputs(tape: Tape) -> Any:
 
 
 def run_reverse(tape: Tape, seeds: Any, executor: str, limit: int = ALL) -> Any:
+    """Return the adjoints of inputs, and zeros for other cells."""
     sweep = vector.reverse if executor == "compiled" else reference.vector_reverse
-    g = seeds.copy()
+    g, reached = with_undefined(seeds, seeds.any(axis=1))
     place = tape.n, tape.flushed_cell, -1
     while place[0] > 0:
-        place = sweep(*columns(tape), g, place[0], 0, place[1], place[2], limit)
+        place = sweep(*columns(tape), g, reached, place[0], 0, place[1], place[2], limit)
     assert place == (0, 0, -1)
-    assert not g[~inputs(tape)].any()
-    return g
+    return np.where((inputs(tape) & (reached > 0))[:, None], g, 0.0)
 
 
 def run_forward(tape: Tape, seeds: Any, executor: str, limit: int = ALL) -> Any:
     sweep = vector.forward if executor == "compiled" else reference.vector_forward
-    t = np.where(inputs(tape)[:, None], seeds, np.nan)  # what is not written stays nan
+    t, reached = with_undefined(seeds, inputs(tape) & seeds.any(axis=1))
     place = 0, 0, 0
     while place[0] < tape.n:
-        place = sweep(*columns(tape), t, place[0], tape.n, place[1], place[2], limit)
+        place = sweep(*columns(tape), t, reached, place[0], tape.n, place[1], place[2], limit)
     assert place == (tape.n, tape.flushed_cell, 0)
-    return t
+    return np.where(reached[:, None] > 0, t, 0.0)
+
+
+def with_undefined(seeds: Any, defined: Any) -> tuple[Any, Any]:
+    """Return rows of which only some are defined, the others being nan, and which."""
+    return np.where(defined[:, None], seeds, np.nan), defined.astype(np.uint8)
 
 
 def seeds_for(tape: Tape, seed: int = 0) -> Any:
@@ -199,17 +204,17 @@ def test_sweeps_stop_at_host_instructions(executor: str) -> None:
         executor, (reference.vector_forward, reference.vector_reverse)
     )
     at = int(np.flatnonzero(columns(tape)[0][: tape.n] == HOST)[0])
-    t = np.zeros((tape.flushed_cell, 2))
+    t = np.zeros((tape.flushed_cell, 2)), np.zeros(tape.flushed_cell, np.uint8)
     place = 0, 0, 0
     while place[0] < at:
-        place = module[0](*columns(tape), t, place[0], tape.n, place[1], place[2], ALL)
+        place = module[0](*columns(tape), *t, place[0], tape.n, place[1], place[2], ALL)
     assert place == (at, 4, 0)
-    assert module[0](*columns(tape), t, *(at, tape.n, 4, 0), ALL) == (at, 4, 0)
+    assert module[0](*columns(tape), *t, *(at, tape.n, 4, 0), ALL) == (at, 4, 0)
     place = tape.n, tape.flushed_cell, -1
     while place[0] > at + 1:
-        place = module[1](*columns(tape), t, place[0], 0, place[1], place[2], ALL)
+        place = module[1](*columns(tape), *t, place[0], 0, place[1], place[2], ALL)
     assert place == (at + 1, 5, -1)
-    assert module[1](*columns(tape), t, *(at + 1, 0, 5, -1), ALL) == (at + 1, 5, -1)
+    assert module[1](*columns(tape), *t, *(at + 1, 0, 5, -1), ALL) == (at + 1, 5, -1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -233,7 +238,7 @@ def test_forward_is_the_transpose_of_reverse(seed: int) -> None:
 def test_directions_are_vectorised() -> None:
     # Compiled anew, because Numba cannot show the assembly of what it loaded from its cache.
     flow = numba.njit(error_model="numpy")(vector.flow.py_func)
-    flow.compile("(float64[:, ::1], uint64, uint64, float64)")
+    flow.compile("(float64[:, ::1], uint8[::1], uint64, uint64, float64)")
     assembly = flow.inspect_asm(flow.signatures[0])
     for instruction in ("addpd", "mulpd"):
         assert re.search(rf"\bv?{instruction}\b", assembly), instruction

@@ -41,6 +41,28 @@ def test_a_repeated_expression_is_computed_once():
     assert commuted.value_and_grad(3.0, 5.0, argnums=(0, 1)) == (30.0, (10.0, 6.0))
 
 
+@pytest.mark.parametrize("pairs", ["one late operand", "all with all"])
+def test_repeated_expressions_are_found_however_many_share_an_operand(pairs):
+    """They crowd the places of the hash table that belong to that operand."""
+    n = 200 if pairs == "one late operand" else 15
+
+    def f(x):
+        others = [np.sin(np.exp(x[0]))] if pairs == "one late operand" else list(x)
+        total = 0.0
+        for _ in range(2):
+            for a in others:
+                for b in list(x):
+                    total = total + a * b
+        return total
+
+    program = tg.record(f, np.linspace(0.1, 1.0, n))
+    distinct = n if pairs == "one late operand" else n * (n + 1) // 2
+    assert rows(program).count("MULTIPLY") == distinct
+    x = np.linspace(1.0, 2.0, n)
+    # Sums of adjoints come in another order where repeated parts are merged.
+    np.testing.assert_allclose(program.value_and_grad(x)[1], tg.grad(f)(x), rtol=1e-12)
+
+
 def test_constant_arithmetic_is_done_once():
     table = np.array([1.0, 2.0, 3.0])
 

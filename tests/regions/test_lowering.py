@@ -13,7 +13,7 @@ from tapegrad.kernels import words
 from tapegrad.kernels.opcodes import ARITY, ROWS
 from tapegrad.ops.table import TABLE
 from tapegrad.regions import threads
-from tapegrad.regions.region import Region, RegionBuilder, run_reference
+from tapegrad.regions.region import MAXIMUM, MINIMUM, Region, RegionBuilder, run_reference
 from tapegrad.regions.threads import get_num_threads, lower, run_region, set_num_threads
 
 
@@ -104,6 +104,8 @@ class Random:
             windows = [(c_strides(self.shape), offset, offset + n) for offset in offsets]
         else:
             windows = [self.window() for _ in range(self.rng.integers(1, 3))]
+        extreme = int(self.rng.choice([0, 0, MAXIMUM, MINIMUM]))
+        windows = windows[:1] if extreme else windows  # which meets no other window
         gathered = self.rng.random() < 0.25
         buffer = len(self.buffers)
         self.buffers.append(
@@ -113,7 +115,8 @@ class Random:
             value = self.values[self.rng.integers(len(self.values))]
             where = {"index": self.index(size), "base": 2} if gathered else {}
             adds = bool(self.rng.integers(2))
-            self.build.output(value, buffer, strides, offset, add=adds, **where)
+            adds = adds and not extreme
+            self.build.output(value, buffer, strides, offset, add=adds, how=extreme, **where)
 
 
 SHAPES = [(1,), (7,), (16,), (300,), (5000,), (40, 33), (3, 4, 5), (1900, 3), (2, 1500), (3, 3)]
@@ -166,6 +169,36 @@ def test_a_long_region_runs_in_smaller_blocks() -> None:
     assert region.rows > 900
     assert lower(region).scratch < 2 << 20
     run_everywhere(region, [np.linspace(-1.0, 1.0, 1000), np.zeros(1000)])
+
+
+@pytest.mark.parametrize("shape", [(7,), (5000,), (3, 2000), (2000, 3)], ids=str)
+@pytest.mark.parametrize("how", [MAXIMUM, MINIMUM])
+def test_extremes_are_those_of_numpy(shape: tuple[int, ...], how: int) -> None:
+    values = np.random.default_rng(3).normal(size=shape)
+    for special in (0.0, np.inf, -np.inf, np.nan):
+        values.flat[values.size // 3] = special
+        build = RegionBuilder(shape)
+        x = build.input(0, c_strides(shape))
+        expected = []
+        for axis in (None, *range(len(shape))):
+            kept = [n for i, n in enumerate(shape) if axis is not None and i != axis]
+            strides = iter(c_strides(tuple(kept)))
+            out = [0 if axis is None or i == axis else next(strides) for i in range(len(shape))]
+            build.output(x, len(expected) + 1, out, how=how)
+            expected.append(np.ravel((np.max if how == MAXIMUM else np.min)(values, axis=axis)))
+        buffers = [values.ravel(), *[np.full(e.size, 7.0) for e in expected]]
+        found = run_everywhere(build.finish(), buffers)
+        for got, want in zip(found[1:], expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_extremes_meet_no_other_window() -> None:
+    build = RegionBuilder((9,))
+    x = build.input(0, (1,))
+    build.output(x, 1, (0,), how=MAXIMUM)
+    build.output(x, 1, (0,))
+    with pytest.raises(ValueError, match="extremes meets another"):
+        lower(build.finish())
 
 
 def test_no_lanes() -> None:

@@ -151,6 +151,18 @@ def extrema(x: Any) -> Any:
     return np.max(x * x) + np.min(np.sin(x)) * np.sum(x)
 
 
+def extrema_along_axes(x: Any) -> Any:
+    t = np.round(2.0 * x).reshape(2, 3, 4) * x[0]  # several are equal
+    spread = np.max(t, axis=(0, 2)) - np.min(t, axis=(0, 2))
+    return np.sum(np.max(t, axis=1, keepdims=True) * t) + np.sum(spread**2) + np.max(-t)
+
+
+def softmax(x: Any) -> Any:
+    y = x.reshape(6, 4)
+    e = np.exp(y - np.max(y, axis=1, keepdims=True))
+    return np.sum((e / np.sum(e, axis=1, keepdims=True)) ** 2)
+
+
 def long(x: Any) -> Any:
     y = x
     for i in range(700):
@@ -166,8 +178,8 @@ def deep_broadcast(x: Any) -> Any:
 FUNCTIONS = [
     rosenbrock, gathered, gathered_of_computed, outer, axis_sums, shifted_of_computed, two_regions,
     normalised, means_and_variances, stencil, strided, transposed, with_matmul, with_scalars,
-    assigned, piecewise, stacked, unused, only_a_sum, without_effect, negative_mean, extrema, long,
-    deep_broadcast,
+    assigned, piecewise, stacked, unused, only_a_sum, without_effect, negative_mean, extrema,
+    extrema_along_axes, softmax, long, deep_broadcast,
 ]  # fmt: skip
 
 
@@ -311,6 +323,45 @@ def test_what_nothing_depends_on_is_not_computed(planned: Any) -> None:
         np.sum(x * 2.0).backward()
         assert planned == [True]
         assert np.isnan(unused_value.value).all()
+
+
+@pytest.mark.parametrize("function", [np.max, np.min])
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)], ids=str)
+def test_extremes_join_a_region_and_ties_share(function: Any, axis: Any) -> None:
+    x = np.random.default_rng(3).integers(0, 4, (300, 40)) * 1.0
+    x[7, 5] = np.nan
+    extreme = function(x, axis=axis, keepdims=True)
+    chosen = (x == extreme) | np.isnan(x)
+    weights = np.arange(1.0, extreme.size + 1).reshape(extreme.shape)
+    shares = weights * chosen / np.sum(chosen, axis=axis, keepdims=True)
+    with tg.executor("compiled"):
+        leaf = tg.array(x)
+        y = function(leaf * 1.0, axis=axis, keepdims=True)
+        np.testing.assert_array_equal(y.value, extreme)
+        tape = y.storage.tape
+        assert [step.kind for step in plan_of(tape, 0, "values").steps] == [plan.SCALARS, 0]
+        np.sum(y * weights).backward()
+        np.testing.assert_array_equal(leaf.grad, shares)
+
+
+def test_values_of_other_executors_are_compared_with_none_of_regions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = point(2000).reshape(500, 4)
+
+    def f(x: Any) -> Any:
+        return np.sum(np.max(np.sin(x) * np.exp(np.cos(x)), axis=1))
+
+    with tg.executor("reference"):
+        expected = tg.grad(f)(x)
+    with tg.executor("compiled"):
+        leaf = tg.array(x)
+        y = f(leaf)
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, "REGION_CELLS", 1 << 20)
+            execute.evaluate(y.tape)  # one instruction after another: digits may differ
+        y.backward()
+    np.testing.assert_allclose(leaf.grad, expected, rtol=1e-13)
 
 
 def test_several_seeds_meet_in_one_sweep() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapegrad.regions.region import ADD, ROW, RegionBuilder, run_reference
+from tapegrad.regions.region import ADD, HOW, ROW, SET, RegionBuilder, run_reference
 
 
 def test_rows_are_shared_by_liveness() -> None:
@@ -52,7 +52,7 @@ def test_rows_that_are_carried_out_are_written_once() -> None:
     written = region.code[:, 1].tolist()
     for row in region.outputs[:, ROW].tolist():
         assert written.count(row) == 1
-    assert region.outputs[:, ADD].tolist() == [0, 1]
+    assert region.outputs[:, HOW].tolist() == [SET, ADD]
 
 
 @pytest.mark.parametrize(
