@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import at_caller
+from . import interchange
 from .memory import Block
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class DeviceArray:
     """An array in the memory of a CUDA device; results come as such.
 
-    CuPy, PyTorch, JAX and Numba take it as it is, through ``__cuda_array_interface__``.
+    CuPy, PyTorch, JAX and Numba take it as it is, through ``__cuda_array_interface__`` or DLPack.
 
     Attributes
     ----------
@@ -58,6 +59,21 @@ class DeviceArray:
             "stream": self.device.stream_number or 1,  # 1 is the default stream
             "version": 3,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return interchange.device_by_dlpack(self.device.driver)
+
+    def __dlpack__(
+        self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None,
+        copy: bool | None = None,
+    ) -> Any:  # fmt: skip
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"an array on {self.device} is lent where it lies{at_caller()}")
+        if stream != -1 and (stream or 1) != (self.device.stream_number or 1):
+            self.device.synchronize()
+        if isinstance(self._owner, Block):
+            self._owner.exported = True
+        return interchange.capsule_of(self, self.device.driver)
 
     def __repr__(self) -> str:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype}, device={self.device})"

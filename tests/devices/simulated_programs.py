@@ -205,6 +205,18 @@ def test_single_precision(gpu: Device) -> None:
         program.to(gpu)(gpu.put(a), gpu.put(np.float64(0.5)))
 
 
+def test_nan_stays_in_its_lane() -> None:
+    a = x.copy()
+    a[[3, 40]] = np.nan
+    program = tg.record(lambda a: a * np.exp(a) + np.maximum(a, 0.0), x)
+    close(program.to(GPU)(GPU.put(a)), program(a))
+    _, pull = program.to(GPU).vjp(GPU.put(a))
+    (found,) = pull(np.ones(LONG))
+    assert np.flatnonzero(np.isnan(found.numpy())).tolist() == [3, 40]
+    one = tg.record(lambda a: a * np.exp(a), 1.0)
+    close(one.to(GPU).map.value_and_grad(GPU.put(a)), one.map.value_and_grad(a))
+
+
 OPERATIONS: list[Any] = [
     lambda a, b: a + b,
     lambda a, b: a * b,

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegrad.devices import device as devices
+from tapegrad.devices import loaded
 from tapegrad.devices.device import Device
 from tapegrad.devices.launch import Launch, Sizes
 from tapegrad.errors import DeviceLostError, MixedDevicesError
@@ -281,6 +282,19 @@ def test_a_kernel_of_its_own_is_compiled_when_it_is_earned() -> None:
     assert again.straight is kernel
 
 
+def test_a_long_region_gets_no_kernel_of_its_own() -> None:
+    for count in (loaded.LONGEST, loaded.LONGEST + 1):
+        build = RegionBuilder((1,))
+        value = build.input(0, (1,))
+        for _ in range(count):
+            value = build.op("negative", value)
+        build.output(value, 1, (1,))
+        device = on(SHARED)
+        ready = device.load(build.finish(), [device.put(np.ones(1)) for _ in range(2)])
+        ready.specialise()
+        assert (ready.straight is not None) == (count == loaded.LONGEST)
+
+
 @st.composite
 def regions(draw: st.DrawFn) -> tuple[Region, list[Any]]:
     """Draw a region of small integers, whose sums are exact in any order, and its buffers."""
@@ -468,6 +482,48 @@ def test_arrays_of_other_libraries_are_used_where_they_lie() -> None:
     result = device.view(device.put(np.ones((2, 3))))
     assert result.__cuda_array_interface__["shape"] == (2, 3)
     assert result.reshape(6).after(2).shape == (4,)
+
+
+def test_arrays_are_lent_to_other_libraries() -> None:
+    device = on(SHARED)
+    given = device.put(np.arange(6.0).reshape(2, 3))
+    address = given.address
+    lent = np.from_dlpack(given)  # the simulator's device is the host
+    np.testing.assert_array_equal(lent, np.arange(6.0).reshape(2, 3))
+    assert lent.ctypes.data == address
+    lent_before = len(devices.interchange._lent)
+    capsule = given.__dlpack__()
+    assert len(devices.interchange._lent) == lent_before + 1
+    del capsule  # nobody has taken it
+    assert len(devices.interchange._lent) == lent_before
+    del given
+    assert device.empty((2, 3)).address != address  # that memory is somebody else's, too
+    view = lent[1:]
+    del lent
+    np.testing.assert_array_equal(view, [[3.0, 4.0, 5.0]])
+    del view
+    assert len(devices.interchange._lent) == lent_before - 1
+    single = device.put(np.float32(2.5))
+    found = np.from_dlpack(single)
+    assert (found.shape, found.dtype, float(found)) == ((), np.float32, 2.5)
+    with pytest.raises(BufferError, match="is lent where it lies"):
+        single.__dlpack__(dl_device=(2, 3))
+
+
+def test_a_consumer_in_another_stream_waits() -> None:
+    waits: list[Any] = []
+
+    class Waiting(driver.Simulator):
+        def synchronize(self, stream: Any) -> None:
+            waits.append(stream)
+
+    array = Device(Waiting(), 7, sizes=SHARED).put(np.zeros(3))
+    for stream in (-1, 7):
+        array.__dlpack__(stream=stream)
+    assert waits == []
+    array.__dlpack__(stream=9)
+    array.__dlpack__()
+    assert len(waits) == 2
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
