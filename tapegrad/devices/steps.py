@@ -81,6 +81,11 @@ class RegionStep:
         used = self._placed[1:] if backward else self._placed[:1]
         return [key for placed in used if placed is not None for key in placed.keys]
 
+    @property
+    def given(self) -> set[Key]:
+        """The segments that hold values which it computes forward."""
+        return set() if self._placed[0] is None else self._placed[0].written
+
     def forward(self, run: Run) -> None:
         """Compute values."""
         self._run(run, self._placed[0])

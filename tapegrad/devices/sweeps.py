@@ -30,6 +30,10 @@ Cells = Any
 """The first of a run of cells, or an array of cells."""
 
 
+Action = tuple[DeviceStep, bool]
+"""A step, and whether it is made backward."""
+
+
 class Looked:
     """Cells that somebody wants to see, or where adjoints start: a run, or an array of them.
 
@@ -160,7 +164,7 @@ class Sweep:
             way = Way.of_places(found - self.tape.imports[number].cell)
             back = moving(Way.straight(found.size), way, add=True)
             self.picked[number] = found, Picked(way), back
-        self._order = self._actions()
+        self._order = self._needed(self._actions())
         last: dict[Key, int] = {}
         for i, (step, backward) in enumerate(self._order):
             for key in step.uses(backward):
@@ -172,20 +176,33 @@ class Sweep:
             if key not in kept and key[0] in ("values", "adjoints"):
                 self._ends[i].append(key)
 
-    def _actions(self) -> list[tuple[DeviceStep, bool]]:
+    def _actions(self) -> list[Action]:
         """Return what is to be done in order: steps, forward or backward."""
-        self._seeded_before = -1
+        self._first_backward = -1
         if not self.gradient:
             return [(step, False) for step in self.steps]
         fused = self.plan.fused
         last = fused if fused >= 0 else len(self.steps)
         after = self.steps[last:]
+        self._first_backward = len(self.steps[:last])
         order = [(step, False) for step in self.steps[:last]]
-        self._seeded_before = len(order)
         order += [(step, True) for step in reversed(after)]
         if self.reads:
             order += [(step, False) for step in after[1:]]
         return order + [(step, True) for step in reversed(self.steps[:last])]
+
+    def _needed(self, order: list[Action]) -> list[Action]:
+        """Leave out regions whose values nothing uses: of what flows nowhere."""
+        used = {("values", read.segment) for read in self.reads if not read.on_host}
+        kept: list[Action] = []
+        for i in range(len(order) - 1, -1, -1):
+            step, backward = order[i]
+            if isinstance(step, RegionStep) and not backward and not step.given & used:
+                self._first_backward -= i < self._first_backward
+                continue
+            used.update(step.uses(backward))
+            kept.append((step, backward))
+        return kept[::-1]
 
     # -- what steps ask ----------------------------------------------------------------------------
 
@@ -227,9 +244,9 @@ class Sweep:
         column = take_adjoints(tape.flushed_cell) if self.gradient else None
         clean = False
         try:
-            run = Run(self, arguments, tape.arena.v.array, column and column.array)
+            run = Run(self, arguments, tape.arena.v.array, None if column is None else column.array)
             for i, (step, backward) in enumerate(self._order):
-                if i == self._seeded_before:
+                if i == self._first_backward:
                     run.seed(seeds)
                 if backward:
                     step.backward(run)
@@ -237,7 +254,7 @@ class Sweep:
                     step.forward(run)
                 for key in self._ends[i]:
                     run.free(key)
-            if self._seeded_before == len(self._order):
+            if self._first_backward == len(self._order):
                 run.seed(seeds)
             yield run
             clean = True

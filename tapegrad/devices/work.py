@@ -180,9 +180,11 @@ class Placed:
     work : Work
     keys : list of Key
         What its buffers are, by number; those of index arrays are left out at the end.
+    written : set of Key
+        Those that it writes.
     """
 
-    __slots__ = ("keys", "work")
+    __slots__ = ("keys", "work", "written")
 
     def __init__(self, region: Region, listed: Any, values: Places, adjoints: Places) -> None:
         self.keys: list[Key] = []
@@ -190,6 +192,7 @@ class Placed:
         gathered: list[tuple[Ints, Any]] = []
         for w in (*inputs, *outputs):
             self._place(region, w, listed, values, adjoints, gathered)
+        self.written = {self.keys[number] for number in outputs[:, BUFFER].tolist()}
         indices: dict[int, Any] = {}
         known: dict[bytes, int] = {}
         for w, index in gathered:

@@ -230,7 +230,22 @@ OPERATIONS: list[Any] = [
     lambda a, b: np.maximum(a, b),
     lambda a, b: a.reshape(2, -1)[::-1].ravel(),
     lambda a, b: np.roll(a, 1) * 0.5,
+    lambda a, b: np.max(a) * b + np.min(a[1:]),
+    lambda a, b: (a.reshape(2, -1) @ b.reshape(2, -1).T)[0, 1] * a,
+    lambda a, b: (a.reshape(2, -1).T @ np.tanh(b[:4].reshape(2, 2))).ravel(),
+    lambda a, b: assigned(a, b),
+    lambda a, b: np.repeat(np.max(a.reshape(-1, 2), axis=1), 2) - b,
+    lambda a, b: np.cumprod(np.tanh(a)) + a[np.arange(a.size)[::-1]],
 ]
+
+
+def assigned(a: Any, b: Any) -> Any:
+    """Return an array of which some elements, and a stretch, were assigned."""
+    out = tg.zeros(a.size)
+    out[:] = a * 0.5
+    out[2] = b[0] * a[1]
+    out[3:] = b[3:] * b[:-3]
+    return out
 
 
 @settings(max_examples=30)
