@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -110,6 +110,19 @@ class Device:
     def arrays(self) -> Any:
         """What runs structural operations: see `tapegrad.devices.modules`; it may be replaced."""
         return modules.module_for(self)
+
+    def with_room(self, compute: Callable[[], Any]) -> Any:
+        """Return what a function of another library computes, which has memory of its own.
+
+        Where it finds none, what waits here for its next use is given back, and it is called again.
+        """
+        try:
+            return compute()
+        except Exception as error:
+            if not self.is_out_of_memory(error):
+                raise
+        self.pool.release()
+        return compute()
 
     def __repr__(self) -> str:
         return f"<cuda:{self.driver.number}, {self.driver.name}>"

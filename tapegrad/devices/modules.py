@@ -50,9 +50,6 @@ class OnHost:
         """Whether some element is not zero."""
         return bool(np.any(array))
 
-    def release(self) -> None:
-        """Give memory that nothing uses back to the driver."""
-
 
 class OnDevice:
     """Runs rules on a module's arrays, where those of the device lie and in its stream.
@@ -68,6 +65,7 @@ class OnDevice:
 
     def __init__(self, device: Device, module: Any) -> None:
         self._device, self._module = device, module
+        device.pool.others.append(module.get_default_memory_pool().free_all_blocks)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -103,10 +101,6 @@ class OnDevice:
     def any(self, array: Any) -> bool:
         """Whether some element is not zero."""
         return bool(self._module.any(array))
-
-    def release(self) -> None:
-        """Give memory that nothing uses back to the driver."""
-        self._module.get_default_memory_pool().free_all_blocks()
 
 
 def module_for(device: Device) -> OnHost | OnDevice:

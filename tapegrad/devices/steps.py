@@ -232,8 +232,10 @@ class StructuralStep:
             return
         with self._module.active():
             values = [x.take(run, self._module) for x in self._operands]
-            found = self._call.row.forward(*values, **self._call.params)
-            array = self._module.give(found, run.real)
+            call = self._call
+            array = run.device.with_room(
+                lambda: self._module.give(call.row.forward(*values, **call.params), run.real)
+            )
         run.set(self._out, array)
 
     def backward(self, run: Run) -> None:
@@ -253,7 +255,10 @@ class StructuralStep:
             values = run.buffer(("values", segment))
             out = module.take(values.after(place, self._size).reshape(*shape))
             operands = [x.take(run, module) for x in self._operands]
-            found = self._call.row.vjp(adjoint, out, *operands, **self._call.params)
+            call = self._call
+            found = run.device.with_room(
+                lambda: call.row.vjp(adjoint, out, *operands, **call.params)
+            )
             for x, cotangent in zip(self._operands, found, strict=True):
                 if x.active:
                     x.accumulate(run, module.give(cotangent, run.real))

@@ -414,3 +414,39 @@ def test_memory_that_does_not_suffice() -> None:
     with pytest.raises(MemoryError, match=r"the memory of <cuda:0, .*> does not suffice"):
         program.to(Device(Small(), sizes=SIZES))(x)
     close(program(x), np.sum(np.cumsum(x)))
+
+
+def test_memory_pools_give_back_what_the_other_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Device(driver.Simulator(), sizes=SIZES)
+    own.arrays = OnDevice(own, stand_in)
+    program = tg.record(lambda a: np.sum(np.cumsum(a) * a), x)
+    expected = program.value_and_grad(x)
+    there, given_ = program.to(own), own.put(x)
+    close(there.value_and_grad(given_), expected)
+    assert own.pool.free[8 * LONG]
+    cumsum, failures = np.cumsum, [1, 1]
+
+    def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+        if failures and failures.pop():
+            raise MemoryError
+        return cumsum(*args, **kwargs)
+
+    row = program.tape.hosts[0].row
+    monkeypatch.setattr(row, "forward", short_of_memory)
+    with pytest.raises(MemoryError, match="does not suffice"):
+        there(given_)  # twice in a row
+    failures.append(1)
+    close(there(given_), expected[0])
+    # The other way round: memory of this pool cannot be had before CuPy's is given back.
+    stand_in.released.clear()
+    allocate = own.driver.allocate
+
+    def full(size: int, dtype: Any) -> Any:
+        if not stand_in.released:
+            raise MemoryError
+        return allocate(size, dtype)
+
+    own.pool.release()
+    monkeypatch.setattr(own.driver, "allocate", full)
+    close(there.value_and_grad(given_), expected)
+    assert stand_in.released == [1]

@@ -49,6 +49,17 @@ def test_without_the_package_the_message_says_what_to_install() -> None:
     assert gradient == "6.0"
 
 
+def test_a_package_that_cannot_be_imported_is_named() -> None:
+    break_ = "import sys, importlib.util as u; find = u.find_spec\n"
+    break_ += (
+        "u.find_spec = lambda name, *a: object() if name == 'numba_cuda' else find(name, *a)\n"
+    )
+    break_ += "sys.modules['tapegrad.kernels.cuda.driver'] = None\n"
+    message, gradient = run(break_ + ASK, NUMBA_ENABLE_CUDASIM="0").splitlines()
+    assert message.startswith("no CUDA device: numba-cuda cannot be imported (")
+    assert gradient == "6.0"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
 def test_without_a_gpu_the_message_says_so() -> None:
     # A GPU that is there is hidden from the driver.
