@@ -306,6 +306,24 @@ def test_the_program_on_the_cpu_is_left_as_it_was() -> None:
     assert program.to(GPU) is program.to(GPU)
 
 
+def test_a_program_whose_cells_were_numbered_anew() -> None:
+    def wide(s: Any, a: Any) -> Any:
+        parts = [[np.sin, np.exp, np.cos][i % 3](s * (0.1 * i)) * a[i % 3] for i in range(90)]
+        while len(parts) > 1:
+            parts = [p + q if i % 2 else p * q for i, (p, q) in enumerate(pairwise(parts[::2]))]
+        return parts[0]
+
+    program = tg.record(wide, 0.5, np.ones(3))
+    wanted = program.value_and_grad(0.25, x[:3], argnums=(0, 1))
+    there = program.to(GPU)
+    close(there.value_and_grad(0.25, x[:3], argnums=(0, 1)), wanted)
+    before = program.tape.arena.op.array[: program.tape.n].copy()
+    program.compile()  # which sorts it
+    assert not np.array_equal(program.tape.arena.op.array[: program.tape.n], before)
+    close(there.value_and_grad(0.25, x[:3], argnums=(0, 1)), wanted)
+    close(there.value_and_grad(0.25, GPU.put(x[:3]), argnums=(0, 1)), wanted)
+
+
 def test_intermediates_take_no_memory_for_longer_than_they_are_used() -> None:
     def chain(a: Any) -> Any:
         for _ in range(20):
