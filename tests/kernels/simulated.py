@@ -22,6 +22,7 @@ from tapegrad.kernels.cuda import driver, float32, float64
 from tapegrad.kernels.opcodes import FIRST_ROW, ROW_OF
 from tapegrad.ops import TABLE
 from tapegrad.regions.region import (
+    ADD,
     BUFFER,
     INDEX,
     MAXIMUM,
@@ -183,6 +184,27 @@ def test_extremes(case: int, how: int, straight: bool) -> None:
         compare(region, [x, np.full(40, 7.0)], sizes, straight=straight)
     x[::7] = np.nan
     compare(region, [x, np.full(40, 7.0)], SHARED, straight=straight)
+
+
+@pytest.mark.parametrize("shape", [(700,), (2, 350), (350, 2)])
+@pytest.mark.parametrize("how", [SET, ADD, MAXIMUM, MINIMUM])
+def test_many_numbers_of_one_element_are_met_by_blocks_in_parts(
+    how: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapegrad.devices.launch._PART", 100)
+    build = RegionBuilder(shape)
+    x = build.input(0, np.cumprod([1, *shape[:0:-1]])[::-1].tolist())
+    build.output(x, 1, (0,) * len(shape), how=how)
+    build.output(x, 2, [int(n == 2) for n in shape], how=how)
+    build.output(x, 3, (1,) * len(shape), how=how)
+    region = build.finish()
+    launch = Launch(region, {}, 8, GLOBAL)
+    assert sum("by_blocks" in one.kernel for one in launch.after) == 2
+    values = np.random.default_rng(how).integers(-50, 50, 700).astype(float)  # exact sums
+    for x in (values, np.where(np.arange(700) == 420, np.nan, values), values * 0.0 - np.inf):
+        buffers = [x, np.full(1, 7.0), np.full(2, 7.0), np.full(700, 7.0)]
+        compare(region, buffers, GLOBAL)
+        compare(region, buffers, SHARED, "float32")
 
 
 @pytest.mark.parametrize("how", [MAXIMUM, MINIMUM])
