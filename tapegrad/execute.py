@@ -30,7 +30,7 @@ from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 from .regions import results
 from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
-from .regions.threads import run_addresses
+from .regions.threads import run_addresses, specialise
 
 if TYPE_CHECKING:
     from .programs.ready import Ready
@@ -246,7 +246,19 @@ def _forward(tape: Tape) -> None:
     _forward_one_by_one(tape)
 
 
+def _compile_where_asked(tape: Tape, plan: Plan) -> None:
+    """Compile the regions of a plan for a program whose loops are compiled, too."""
+    if plan.compiled or tape.replays is None or tape.replays.rolled is None:
+        return
+    plan.compiled = True
+    for step in plan.steps:
+        for region in (step.forward, step.ties, step.backward):
+            if region is not None:
+                specialise(region)
+
+
 def _forward_by_plan(tape: Tape, plan: Plan) -> None:
+    _compile_where_asked(tape, plan)
     table = _addresses(tape, plan, None, [])
     for step in plan.steps:
         _step_forward(tape, step, table)
@@ -415,6 +427,7 @@ def _sweep_by_plan(
 ) -> None:
     """Run a plan forward, if its values are not known yet, and backward."""
     ties = results.take(plan.ties) if plan.ties else None
+    _compile_where_asked(tape, plan)
     table = _addresses(tape, plan, g, own, ties)
     steps = plan.steps
     last = plan.fused if plan.fused >= 0 else len(steps)

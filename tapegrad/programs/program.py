@@ -152,15 +152,18 @@ class Program(Recorded):
         if any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            self._run(leaves, evaluate=False)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            found = self._reverse([(output, 1.0)])
-            return self._read(), self._pick(found, argnums)
+            try:
+                self._run(leaves, evaluate=False)
+                found = self._reverse([(output, 1.0)])
+                return self._read(), self._pick(found, argnums)
+            finally:
+                self._give_back()
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.

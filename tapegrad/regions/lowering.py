@@ -76,11 +76,17 @@ class Lowered:
         Bytes that they take together.
     size, work : int
         Lanes, and about how many instructions times lanes.
+    uniform : frozenset of int
+        Rows that hold one number in all lanes.
+    straight : int
+        Address of the region's own code (see `straight`), 0 as long as there is none.
+    left : float
+        Seconds to be run until there is; negative where that is not known yet.
     """
 
     __slots__ = (
-        *("address", "chunks", "extra", "extras", "keep"),
-        *("scratch", "size", "words", "work"),
+        *("address", "chunks", "extra", "extras", "keep", "left", "scratch", "size", "straight"),
+        *("uniform", "words", "work"),
     )
 
     def __init__(self, region: Region) -> None:
@@ -90,6 +96,10 @@ class Lowered:
         self.size, self.work = n, n * (len(region.code) + 4)
         outs = [_Out(region, w) for w in region.outputs]
         kinds = [_in_kind(region.shape, w) for w in region.inputs.tolist()]
+        rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
+        same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
+        self.uniform = frozenset([*range(len(region.constants)), *same])
+        self.straight, self.left = 0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
         block = LANES
         for room in (CACHE_BYTES, FAR_BYTES):

@@ -116,6 +116,8 @@ class Plan:
         First cell of each instruction, and the cell after the last.
     stored : ndarray of bool
         By instruction, whether its values are computed and kept.
+    compiled : bool
+        Whether its regions have been given code of their own, where they can.
     """
 
     def __init__(self, tape: Tape, start: int, mode: str, seeds: tuple[Any, ...], active: Any):
@@ -143,6 +145,7 @@ class Plan:
         self.n, self.start = n, start
         self._room = 0
         self.fused = -1
+        self.compiled = False
         self.steps: list[Step] = []
         if self.count < 0:
             return
