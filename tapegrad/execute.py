@@ -340,17 +340,28 @@ def address(array: Any) -> int:
     return place
 
 
-def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
+def forward_scalars(tape: Tape, step: Step) -> None:
+    """Compute the scalar instructions of a step, from and in the tape's own arena."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
+    position, cell, k = step.start, step.cell, tape.k.array()
+    while position < step.stop:
+        run = kernels("scalar", step.stop - position)
+        stop = min(step.stop, position + run.slice)
+        position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
+
+
+def reverse_scalars(tape: Tape, g: Floats, step: Step) -> None:
+    """Sweep the scalar instructions of a step backward, with adjoints by cell in `g`."""
+    _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+
+
+def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
     if step.kind == SCALARS:
-        position, cell, k = step.start, step.cell, tape.k.array()
-        while position < step.stop:
-            run = kernels("scalar", step.stop - position)
-            stop = min(step.stop, position + run.slice)
-            position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
+        forward_scalars(tape, step)
     elif step.kind == HOST_CALL:
-        tape.hosts[a[step.start]].forward(v, v[step.cell : step.end])
+        v = tape.arena.v.array
+        tape.hosts[tape.arena.a.array[step.start]].forward(v, v[step.cell : step.end])
     elif step.forward is not None:
         run_addresses(step.forward, table)
 
@@ -457,7 +468,7 @@ def _step_backward(
     tape: Tape, step: Step, table: list[int], g: Floats, own: list[Floats | None]
 ) -> None:
     if step.kind == SCALARS:
-        _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+        reverse_scalars(tape, g, step)
     elif step.kind == HOST_CALL:
         tape.hosts[tape.arena.a.array[step.start]].reverse(tape.arena.v.array, g, step.cell, False)
     else:

@@ -444,7 +444,7 @@ class Program(Recorded):
         return Map.of(self)
 
     def to(self, where: Any, stream: Any = None) -> Any:
-        """Return the program on a device, which runs it over many samples.
+        """Return the program on a device.
 
         Parameters
         ----------
@@ -456,8 +456,8 @@ class Program(Recorded):
         Returns
         -------
         DeviceProgram
-            Its ``map(X)``, ``map.value_and_grad(X)``, ... are those of `Program.map`; see
-            `tapegrad.devices.batches.DeviceMap`.
+            It has this program's methods, and its `map`, for arrays of the device and of the host;
+            see `tapegrad.devices.programs.DeviceProgram`.
 
         Raises
         ------
@@ -473,9 +473,13 @@ class Program(Recorded):
         """
         if where == "cpu":
             return self
-        from ..devices.batches import DeviceProgram, device_named
+        from ..devices.programs import DeviceProgram, device_named
 
-        return DeviceProgram(self, device_named(where, stream))
+        device = device_named(where, stream)
+        with self.lock:
+            if device not in self.on:
+                self.on[device] = DeviceProgram(self, device)
+            return self.on[device]
 
     # -- on tracked values -----------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class Recorded:
         self._calls: Calls | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         self.single: bool | None = None  # whether it computes in float32, if that is known
+        self.on: dict[Any, Any] = {}  # `devices.programs.DeviceProgram` by device
         self.samples_met: dict[Any, int] = {}  # by a long program that has no lanes yet
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
@@ -119,7 +120,7 @@ class Recorded:
         program._template, program._function = None, None
         program._origin, program._calls = None, None
         program._chosen, program.lanes, program.samples_met = {}, {}, {}
-        program.single = None
+        program.single, program.on = None, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
