@@ -155,7 +155,7 @@ def test_long_programs_wait_in_memory_between_their_regions(
             there.jacobian(put(x), 0.5, in_axes=(0, None)),
             program.map.jacobian(x, 0.5, in_axes=(0, None)),
         )
-    assert program.lanes["value", 0].waiting > 0
+    assert program.lanes["value", 0, False].waiting > 0
 
 
 @pytest.mark.parametrize("where", ["host", "device"])

@@ -113,6 +113,21 @@ def test_windows_of_all_sorts(shape: tuple[int, ...]) -> None:
     same_bits(make, buffers)
 
 
+def test_numbers_of_single_precision() -> None:
+    def make() -> Region:
+        build = RegionBuilder((1000,), "float32")
+        x, y = build.input(0, (1,)), build.input(1, (0,))
+        z = build.op("multiply", build.op("exp", x), build.op("add", y, build.constant(0.1)))
+        build.output(z, 2, (1,))
+        build.output(build.op("where", build.op("less", z, x), x, z), 3, (0,))
+        return build.finish()
+
+    rng = np.random.default_rng(0)
+    buffers = [rng.random(n).astype(np.float32) for n in (1000, 1, 1000, 1)]
+    region = same_bits(make, buffers)
+    assert region.real == "float32"
+
+
 def test_equal_instructions_share_code() -> None:
     def make(n: int) -> Region:
         build = RegionBuilder((n,))
