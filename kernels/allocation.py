@@ -34,23 +34,13 @@ def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
     -------
     (instructions, rows)
     """
-    m = len(op)
-    for value in range(fixed + m):
-        last[value] = m if kept[value] else -1
+    find_last_uses(op, a, b, c, arity, fixed, kept, last)
+    for value in range(fixed + len(op)):
         row[value] = value if value < fixed else -1
-    for i in range(m - 1, -1, -1):
-        if last[fixed + i] < 0:
-            continue
-        n = arity[op[i]]
-        last[a[i]] = max(last[a[i]], i)
-        if n > 1:
-            last[b[i]] = max(last[b[i]], i)
-        if n > 2:
-            last[c[i]] = max(last[c[i]], i)
     rows = fixed
     waiting = 0
     count = 0
-    for i in range(m):
+    for i in range(len(op)):
         if last[fixed + i] < 0:
             continue
         n = arity[op[i]]
@@ -80,3 +70,19 @@ def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
         code[count, 4] = row[z] if n > 2 else 0
         count += 1
     return count, rows
+
+
+def find_last_uses(op, a, b, c, arity, fixed, kept, last):
+    """Fill in by value which instruction uses it last, the number of all for those kept, or -1."""
+    m = len(op)
+    for value in range(fixed + m):
+        last[value] = m if kept[value] else -1
+    for i in range(m - 1, -1, -1):
+        if last[fixed + i] < 0:
+            continue
+        n = arity[op[i]]
+        last[a[i]] = max(last[a[i]], i)
+        if n > 1:
+            last[b[i]] = max(last[b[i]], i)
+        if n > 2:
+            last[c[i]] = max(last[c[i]], i)

@@ -53,31 +53,17 @@ def unite(sets, x, y, z, first, stop, start, size, members, used):
                 continue
             n = size[result]
             m = size[other]
-            if n > 0 and m > 0:  # both are written out: merge them
-                i = start[result]
-                j = start[other]
-                i_stop = i + n
-                j_stop = j + m
-                k = filled
-                while i < i_stop or j < j_stop:
-                    if j == j_stop or (i < i_stop and members[i] < members[j]):
-                        members[k] = members[i]
-                        i += 1
-                    else:
-                        if i < i_stop and members[i] == members[j]:
-                            i += 1
-                        members[k] = members[j]
-                        j += 1
-                    k += 1
-                if k - filled == n:
+            if n > 0 and m > 0:  # both are written out
+                total = merge(members, start[result], n, start[other], m, filled)
+                if total == n:
                     continue
-                if k - filled == m:
+                if total == m:
                     result = other
                     continue
-                if k - filled <= LIMIT:
+                if total <= LIMIT:
                     start[ids] = filled
-                    size[ids] = k - filled
-                    filled = k
+                    size[ids] = total
+                    filled += total
                     result = ids
                     ids += 1
                     continue
@@ -94,6 +80,30 @@ def unite(sets, x, y, z, first, stop, start, size, members, used):
     used[0] = ids
     used[1] = filled
     return stop
+
+
+def merge(members, i, n, j, m, k):
+    """Write two sorted lists, of `n` numbers from `i` and `m` from `j` on, as one from `k` on.
+
+    Returns
+    -------
+    int
+        How many numbers that is: those in both lists are written once.
+    """
+    first = k
+    i_stop = i + n
+    j_stop = j + m
+    while i < i_stop or j < j_stop:
+        if j == j_stop or (i < i_stop and members[i] < members[j]):
+            members[k] = members[i]
+            i += 1
+        else:
+            if i < i_stop and members[i] == members[j]:
+                i += 1
+            members[k] = members[j]
+            j += 1
+        k += 1
+    return k - first
 
 
 def collect(wanted, first, start, size, members, seen, seen_input, stack, columns, row, used):

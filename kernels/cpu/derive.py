@@ -47,6 +47,7 @@ EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, NOT = range
 KEEP, AGAIN, VALUE = 0, 1, 2
 ROLE = 256  # see `Code.roles`
 FLOWS = 3 * 256
+NEAR = 4  # slots of the hash table that are tried near the operands
 ROOM = 256  # instructions and constants that one operation may take, and more
 
 
@@ -274,6 +275,32 @@ def rewritten_choice(code, r, o, x, y, z):
     return VALUE, o, constant(code, 1.0 if holds else 0.0), y, z
 
 
+@inlined
+def place(code, o, x, y, z):
+    """Return the slot of the hash table where an instruction stands, or where it would.
+
+    A few slots belong to the latest operand, most of which are in the cache; if these are taken,
+    the instruction stands in one of a few others.
+    """
+    mask = len(code.table) - 1
+    slot = 2 * max(x, y, z) & mask
+    tried = 0
+    while code.table[slot] != 0:
+        c = int64(code.table[slot]) - 1
+        if (
+            code.ins[c, 0] == o
+            and code.ins[c, 1] == x
+            and code.ins[c, 2] == y
+            and code.ins[c, 3] == z
+        ):
+            break
+        tried += 1
+        slot = (slot + 1) & mask
+        if tried % NEAR == 0:
+            slot = (slot + (mixed(o, x, y, z) | 1)) & mask
+    return slot
+
+
 @helper
 def emit(code, free, o, x, y, z):
     """Return the cell, or constant, that has the value of an operation, appended if it is new.
@@ -295,18 +322,9 @@ def emit(code, free, o, x, y, z):
             state, o, x, y, z = rewritten_choice(code, r, o, x, y, z)
         if state == VALUE:
             return x
-    mask = len(code.table) - 1
-    slot = mixed(o, x, y, z) & mask
-    while code.table[slot] != 0:
-        c = int64(code.table[slot]) - 1
-        if (
-            code.ins[c, 0] == o
-            and code.ins[c, 1] == x
-            and code.ins[c, 2] == y
-            and code.ins[c, 3] == z
-        ):
-            return c
-        slot = (slot + 1) & mask
+    slot = place(code, o, x, y, z)
+    if code.table[slot] != 0:
+        return int64(code.table[slot]) - 1
     n = code.used[0]
     code.ins[n, 0] = o
     code.ins[n, 1] = x
@@ -375,14 +393,11 @@ def partial(code, programs, o, j, c, scratch):
 @kernel
 def rehash(code):
     """Fill the hash tables anew, which must be zero."""
-    mask = len(code.table) - 1
+    code = counted_by_nobody(code)
     for c in range(code.used[0]):
         if code.ins[c, 0] != 0:
             x, y, z = operand(code, c, 0), operand(code, c, 1), operand(code, c, 2)
-            slot = mixed(int64(code.ins[c, 0]), x, y, z) & mask
-            while code.table[slot] != 0:
-                slot = (slot + 1) & mask
-            code.table[slot] = c + 1
+            code.table[place(code, int64(code.ins[c, 0]), x, y, z)] = c + 1
     mask = len(code.k_table) - 1
     for i in range(code.used[1]):
         slot = mixed(np.float64(code.k[i]).view(int64), 0, 0, 0) & mask
@@ -598,17 +613,63 @@ def keep_needed(code, live):
 
 
 @kernel
-def levels(x, y, z, level, first, stop):
+def order_by_need(code, wanted, first, place, waiting, order, ends):
+    """Put what wanted cells need in an order: each instruction as late as what needs it allows.
+
+    So what is computed for one of them stands together, and is read again soon.
+
+    Parameters
+    ----------
+    first
+        The first cell that is an instruction: those before it are inputs.
+    place
+        By cell: its place in the order; at first -1, and so at the end for what is not needed.
+    waiting
+        Scratch, by cell.
+    order
+        Filled in with cells.
+    ends
+        By wanted cell, filled in: how many cells are in order once it is.
+    """
+    count = 0
+    for i in range(len(wanted)):
+        waiting[0] = wanted[i]
+        top = 0 if wanted[i] >= first and place[wanted[i]] < 0 else -1
+        while top >= 0:
+            c = waiting[top]
+            missing = -1
+            for j in range(3):
+                p = code.ins[c, j + 1]
+                if missing < 0 and p >= first and place[p] < 0:
+                    missing = p
+            if missing >= 0:
+                top += 1
+                waiting[top] = missing
+            else:
+                place[c] = count
+                order[count] = c
+                count += 1
+                top -= 1
+        ends[i] = count
+
+
+@kernel
+def levels(code, order, place, level, first, stop):
     """Say how many steps after the first of them instructions `first` to `stop` can run."""
-    for c in range(first, stop):
+    for t in range(first, stop):
         deepest = 0
-        if x[c] >= first:
-            deepest = level[x[c]] + 1
-        if y[c] >= first:
-            deepest = max(deepest, level[y[c]] + 1)
-        if z[c] >= first:
-            deepest = max(deepest, level[z[c]] + 1)
-        level[c] = deepest
+        for j in range(3):
+            p = code.ins[order[t], j + 1]
+            if p >= 0 and place[p] >= first:
+                deepest = max(deepest, level[place[p]] + 1)
+        level[t] = deepest
+
+
+@kernel
+def gather(v, cells, out):
+    """Copy the values of cells; NumPy would want indices of twice the size."""
+    for i in range(len(cells)):
+        out[i] = v[cells[i]]
 
 
 def compile_all() -> None:
@@ -624,4 +685,6 @@ def compile_all() -> None:
     reverse.compile((code, matrix, bytes_, narrow, narrow, wide, n))
     tangents.compile((code, matrix, bytes_, wide, narrow, narrow, narrow, wide, wide, n, n))
     keep_needed.compile((code, bytes_))
-    levels.compile((wide, wide, wide, wide, n, n))
+    order_by_need.compile((code, wide, n, narrow, narrow, narrow, narrow))
+    gather.compile((types.Array(numbers, 1, "C"), types.Array(types.u4, 1, "C"), columns[1]))
+    levels.compile((code, narrow, narrow, narrow, n, n))

@@ -91,7 +91,7 @@ def choose_sets(outputs, count, to, to_axes, sizes, touched, blank):
         blank[own, 3] = sizes[own]
 
 
-allocate = kernel(allocation.allocate)
+allocate = kernel(allocation.allocate, allocation.find_last_uses)
 
 
 @helper

@@ -116,17 +116,8 @@ def checkpoint_loop(
         for i in range(count):
             state = body(state, i)
         return state, LoopPlan(count, 1, 0, 0)
-    leaves, tree = trees.flatten(state)
-    loop = _Loop(body, _form(leaves, tree), count, progress)
-    loop.tracked = [isinstance(x, Tracked) for x in leaves]
-    loop.kept = [None if isinstance(x, Tracked) else np.asarray(x, np.float64) for x in leaves]
-    tape, places, values = place(x for x in leaves if isinstance(x, Tracked))
-    flat = loop.first(values, memory, snapshots, block)
-    places += [HostOperand(tape, x) for x in loop.taken()]
-    if not places:
-        return loop.form.plain(flat), loop.plan
-    loop.run = loop.run._replace(values=[*values, *_read(tape, places[len(values) :])])
-    return run_once(tape, loop, places, flat, loop.form), loop.plan
+    loop = _Loop(body, state, count, progress)
+    return loop.record(memory, snapshots, block), loop.plan
 
 
 def _count(n: Any) -> int:
@@ -186,14 +177,30 @@ class _Loop(Row):
     tracked: list[bool]  # which parts of the state are operands
     kept: list[Any]  # the values of the others
 
-    def __init__(self, body: Function, form: Outputs, n: int, progress: bool | None) -> None:
+    def __init__(self, body: Function, state: Any, n: int, progress: bool | None) -> None:
+        self.leaves, tree = trees.flatten(state)
         self.body = body
-        self.form = form
+        self.form = _form(self.leaves, tree)
         self.n = n
         self.shown = wanted() if progress is None else progress
+        self.tracked = [isinstance(x, Tracked) for x in self.leaves]
+        self.kept = [
+            None if isinstance(x, Tracked) else np.asarray(x, np.float64) for x in self.leaves
+        ]
         self.keys: list[Key] = []
         self.storages: dict[int, tuple[Any, Key]] = {}
         self.holders: dict[Key, tuple[Any, int]] = {}
+
+    def record(self, memory: float | None, snapshots: int | None, block: int | None) -> Any:
+        """Run the loop, append it to the tape unless it depends on nothing; return its state."""
+        tape, places, values = place(x for x in self.leaves if isinstance(x, Tracked))
+        del self.leaves  # holding them would keep tapes alive
+        flat = self.first(values, memory, snapshots, block)
+        places += [HostOperand(tape, x) for x in self.taken()]
+        if not places:
+            return self.form.plain(flat)
+        self.run = self.run._replace(values=[*values, *_read(tape, places[len(values) :])])
+        return run_once(tape, self, places, flat, self.form)
 
     def taken(self) -> list[Any]:
         """Return the tracked values that the body takes from outside, and remember their keys."""

@@ -18,6 +18,7 @@ import numpy as np
 from .. import execute
 from ..kernels.opcodes import ROWS
 from ..kernels.partials import FLOWS, PARTIALS
+from ..programs.layout import first_cells
 from ..storage import Floats
 from ..tape import Tape
 from .schedule import schedule
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 COMPILED_FROM = 1_000
 """Cells from which on a program of nonzeros runs compiled at once: Numba is there already."""
+
+CACHED = 1 << 17
+"""Cells from which on values that are not among the nonzeros are not stored: a megabyte of them."""
+
+ROOM = 4
+"""Derived code that there is room for from the start, by the length of what it is derived from."""
 
 GROWTH = 16
 """Derived code may be this many times as long as what it is derived from; then it is given up."""
@@ -42,11 +49,15 @@ class DerivedMatrix:
         The structure, row by row.
     """
 
-    __slots__ = ("_cells", "_tape", "columns", "indptr")
+    __slots__ = ("_cells", "_gather", "_needed", "_tape", "columns", "indptr")
 
     def __init__(self, indptr: Ints, columns: Ints, tape: Tape, cells: Ints) -> None:
+        from ..kernels.cpu.derive import gather  # with Numba
+
         self.indptr, self.columns = indptr, columns
-        self._tape, self._cells = tape, cells
+        self._gather = gather
+        self._tape, self._cells = tape, cells.astype(np.uint32)
+        self._needed = stretches(tape, cells) if tape.flushed_cell > CACHED else None
 
     def __len__(self) -> int:
         """Return the number of instructions."""
@@ -64,9 +75,24 @@ class DerivedMatrix:
             stop = start + value.size
             v[start:stop] = value.ravel()
             start = stop
-        tape.done, tape.done_cell = 1, start
-        execute.evaluate(tape)
-        return v.take(self._cells)
+        if self._needed is None:
+            tape.done, tape.done_cell = 1, start
+        else:
+            tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        execute.evaluate(tape, self._needed)
+        nonzeros = np.empty(len(self._cells))
+        self._gather(v, self._cells, nonzeros)
+        return nonzeros
+
+
+def stretches(tape: Tape, cells: Ints) -> tuple[tuple[int, int], ...]:
+    """Return stretches of cells, lowest and highest, of the instructions that some belong to."""
+    first = first_cells(tape.arena.op.array[: tape.n], tape.arena.b.array[: tape.n])
+    chosen = np.zeros(tape.n + 2, np.bool_)  # one more at each end, which are not chosen
+    chosen[np.searchsorted(first, cells, "right")] = True
+    chosen[-1] = False  # constants, after all instructions
+    starts, stops = np.flatnonzero(chosen[1:] != chosen[:-1]).reshape(-1, 2).T
+    return tuple(zip(first[starts].tolist(), (first[stops] - 1).tolist(), strict=True))
 
 
 def derive_jacobian(program: Program, known: Any, outputs: Ints) -> DerivedMatrix:
@@ -159,7 +185,7 @@ class _Derivation:
         self._programs = programs.entries.copy()
         self._programs[:, 2] = _renamed(self._programs[:, 2], numbers[len(constants) :])
         self._scratch = np.zeros(64, np.int64)
-        self._code = self._new_code(steps, pool, self._inputs + 2 * n)
+        self._code = self._new_code(steps, pool, self._inputs + ROOM * n)
 
         to = np.full(n + 1, -1, np.int32)
         for place, start in zip(places, starts.tolist(), strict=False):
@@ -178,8 +204,8 @@ class _Derivation:
 
     def _new_code(self, steps: Any, pool: Floats, room: int) -> Any:
         derive, room = self._run, room + 4 * self._run.ROOM
-        ins = np.full((room, 4), -1, np.int32)
-        ins[: self._inputs, 0] = 0
+        ins = np.empty((room, 4), np.int32)  # what is not used is not in memory
+        ins[: self._inputs] = 0, -1, -1, -1
         k = np.concatenate((pool, np.zeros(4 * derive.ROOM)))
         used = np.array([self._inputs, len(pool)], np.int64)
         roles = _roles(derive.ROLES, derive.ROLE)
@@ -256,12 +282,7 @@ class _Derivation:
 
     def finish(self, indptr: Ints, columns: Ints, values: Ints) -> DerivedMatrix:
         """Return the program that computes the values, which are cells or constants."""
-        code = self._code
-        n = int(code.used[0])
-        live = np.zeros(n, np.uint8)
-        live[values[values >= 0]] = 1
-        self._run.keep_needed(code, live)
-        tape, cells = schedule(code, live, self._inputs, values)
+        tape, cells = schedule(self._code, self._inputs, values)
         if tape.flushed_cell >= COMPILED_FROM:
             execute.load("lanes")
         return DerivedMatrix(indptr.astype(np.int64), columns, tape, cells)

@@ -22,28 +22,24 @@ TILE = 1 << 17  # instructions
 FEWEST_LANES = 16  # for fewer, an array instruction takes longer than scalar ones
 
 
-def schedule(code: Any, live: Any, inputs: int, wanted: Ints) -> tuple[Tape, Ints]:
-    """Return a tape of the live part of code, and the cells that have the wanted values.
+def schedule(code: Any, inputs: int, wanted: Ints) -> tuple[Tape, Ints]:
+    """Return a tape of the part of code that is needed, and the cells with the wanted values.
 
     Parameters
     ----------
     code : Code
         See `tapegrad.kernels.cpu.derive`.
-    live : ndarray of bool
-        Which instructions are needed.
     inputs : int
         The number of inputs, which come first.
     wanted : ndarray of int
         Cells, or constants.
     """
-    return _Schedule(code, live, inputs).finish(wanted)
+    return _Schedule(code, inputs, wanted).finish(wanted)
 
 
 class _Schedule:
-    def __init__(self, code: Any, live: Any, inputs: int) -> None:
-        from ..kernels.cpu import derive  # with Numba
-
-        n = len(live)
+    def __init__(self, code: Any, inputs: int, wanted: Ints) -> None:
+        n = int(code.used[0])
         self._inputs = inputs
         self._k = code.k[: code.used[1]]
         self._columns: list[tuple[Any, Any, Any]] = []  # opcode, a, b of pieces of the tape
@@ -57,20 +53,27 @@ class _Schedule:
         self.new: Ints = np.zeros(n, np.int64)  # by cell of the code
         self.new[:inputs] = np.arange(inputs)
         self._next = inputs
-        order = np.flatnonzero(live[inputs:n]) + inputs
-        packed = np.full(n, -1, np.int64)
-        packed[order] = np.arange(len(order))
-        operands = [
-            np.where(column < 0, -1, packed[np.maximum(column, 0)])
-            for column in code.ins[order, 1:].T
-        ]
-        level = np.zeros(len(order), np.int64)
-        for first in range(0, len(order), TILE):
-            stop = min(first + TILE, len(order))
-            derive.levels(*operands, level, first, stop)
-            self._add_tile(code, order[first:stop], level[first:stop])
+        self._add_tiles(code, wanted)
 
-    def _add_tile(self, code: Any, cells: Ints, level: Ints) -> None:
+    def _add_tiles(self, code: Any, wanted: Ints) -> None:
+        """Append all that is needed, tile by tile."""
+        from ..kernels.cpu import derive  # with Numba
+
+        n = int(code.used[0])
+        order, waiting = np.empty(n, np.int32), np.empty(n, np.int32)
+        place, ends = np.full(n, -1, np.int32), np.zeros(len(wanted) + 1, np.int32)
+        derive.order_by_need(code, wanted, self._inputs, place, waiting, order, ends[1:])
+        order = order[: ends[-1]]
+        level = waiting
+        first = 0
+        while first < len(order):
+            # What is needed together stays together, so that tiles of equal code look the same.
+            stop = int(ends[np.searchsorted(ends, min(first + TILE, len(order)))])
+            derive.levels(code, order, place, level, first, stop)
+            self._add_tile(code, order[first:stop], level[first:stop].astype(np.int64))
+            first = stop
+
+    def _add_tile(self, code: Any, cells: Any, level: Ints) -> None:
         """Append the instructions of some cells, by level, opcode, and which operands vary.
 
         Where many have a constant in common, they stay together; others share what remains.

@@ -80,7 +80,12 @@ class Pattern:
         if self._model is None:
             from scipy.sparse import csr_array
 
-            self._model = csr_array((data, self.columns, self.indptr), shape=self.shape)
+            # Solvers want 32 bits where these are enough, and they are read in half the time.
+            few = max(len(self.columns), *self.shape) < 1 << 31
+            structure = [
+                part.astype(np.int32 if few else np.int64) for part in (self.columns, self.indptr)
+            ]
+            self._model = csr_array((data, *structure), shape=self.shape)
         # What SciPy checks when it makes a matrix takes longer than computing a small one.
         matrix = copy.copy(self._model)
         matrix.data, matrix.indices = data, self._model.indices.copy()

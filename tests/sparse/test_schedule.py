@@ -6,12 +6,15 @@ those of scalars differ by up to 2 ULP (see docs/accuracy.md).
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 import tapegrad as tg
 from tapegrad.kernels.opcodes import HOST, INPUT, LANES
-from tapegrad.sparse import schedule
+from tapegrad.programs import layout
+from tapegrad.sparse import derive, schedule
 from tapegrad.sparse.derive import derive_hessian
 
 WEIGHTS = np.random.default_rng(0).normal(size=40)
@@ -83,3 +86,49 @@ def test_repeated_code_becomes_array_instructions_on_runs():
     assert tape.n <= 17  # one or two instructions at the ends stand alone
     assert not (op == HOST).any()
     assert len(tape.x.array()) == 0  # no cell is looked up one by one
+
+
+@pytest.mark.parametrize("f", [chain, choices])
+def test_values_that_are_no_nonzeros_need_not_be_stored(f, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "WEIGHTS", np.linspace(-1.0, 1.0, 1_000))
+    x, other = np.linspace(0.4, 1.2, 1_000), np.linspace(0.5, 1.1, 1_000)
+    with tg.executor("compiled"):
+        for tile in (1 << 17, 1 << 11):
+            monkeypatch.setattr(schedule, "TILE", tile)
+            found = []
+            for cached in (1 << 30, 0):
+                monkeypatch.setattr(derive, "CACHED", cached)
+                program = tg.record(f, x)
+                known, output = program.array_input(0), int(program.array_output()[0])
+                matrix = derive.derive_hessian(program, known, output)
+                found.append([matrix.values([at]) for at in (x, other, x)])
+            stored = matrix._tape.sparse.stored
+            assert f is choices or np.count_nonzero(stored) < 0.8 * len(stored)
+            np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_stretches_are_those_of_instructions():
+    matrix_tape = values(chain, np.linspace(0.4, 1.2, 40))[1]
+    first = layout.first_cells(matrix_tape.arena.op.array, matrix_tape.arena.b.array)
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 5, 20):
+        cells = rng.integers(0, first[-1], count)
+        inside = np.zeros(first[-1], bool)
+        for low, high in derive.stretches(matrix_tape, cells):
+            assert not inside[low : high + 1].any()
+            inside[low : high + 1] = True
+        owners = np.searchsorted(first, cells, "right") - 1
+        expected = np.zeros(first[-1], bool)
+        for i in owners:
+            expected[first[i] : first[i + 1]] = True
+        np.testing.assert_array_equal(inside, expected)
+
+
+def test_tiles_of_equal_code_look_the_same(monkeypatch):
+    monkeypatch.setattr(schedule, "TILE", 4_000)
+    _, tape = values(lambda x: np.sum((x[1:] - x[:-1] ** 2) ** 2), np.ones(5_000))
+    op, size = tape.arena.op.array[: tape.n], tape.arena.b.array[: tape.n]
+    counts = np.unique(size[op == LANES], return_counts=True)[1]
+    assert tape.n > 40  # ten tiles or so
+    assert counts.max() > 0.8 * counts.sum()  # all but those of the first and the last
+    assert len(tape.x.array()) == 0
