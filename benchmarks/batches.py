@@ -26,6 +26,23 @@ class Batch:
         self.run()
 
 
+class Singles:
+    """The same in single precision."""
+
+    timer = time.process_time
+    params = (1_000, 1_000_000)
+    param_names = ("samples",)
+
+    def setup(self, samples):
+        self.points = [np.linspace(0.1, 0.5, samples, dtype=np.float32) for _ in range(4)]
+        self.program = tg.record(lambda *p: path(np, *p), *[p[0] for p in self.points])
+        with tg.executor("compiled"):
+            self.time_batch(samples)
+
+    def time_batch(self, samples):
+        self.program.map.value_and_grad(*self.points, argnums=(0, 1, 2, 3))
+
+
 class Long:
     """Value and two derivatives of 50,000 instructions a sample: rows of some megabytes a block."""
 

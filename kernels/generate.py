@@ -42,6 +42,7 @@ def outputs() -> dict[Path, str]:
         KERNELS.parent / "docs" / "operations.md": page.emit(FAMILIES, STRUCTURAL),
         KERNELS / "cpu" / "lanes.py": lanes.emit(TABLE, numbered),
         KERNELS / "cpu" / "regions.py": regions.emit(TABLE, numbered),
+        KERNELS / "cpu" / "regions32.py": regions.emit(TABLE, numbered, single=True),
         KERNELS / "cpu" / "scalar.py": scalar.emit(TABLE, numbered),
         KERNELS / "cpu" / "vector.py": vector.emit(TABLE, numbered),
         KERNELS / "cuda" / "float32.py": cuda.emit(TABLE, numbered, "float32"),

@@ -183,7 +183,8 @@ def vexp(x: V) -> V:
     """Return e**x."""
     t = fma(x, LOG2E_PARTS[0], ROUNDER)
     n = t - ROUNDER
-    r = fma(n, -LN2_PARTS[1], fma(n, -LN2_PARTS[0], x))  # What this loses is a quarter of a unit.
+    # What this loses is a quarter of a unit.
+    r = fma(n, -LN2_PARTS[1], fma(n, -LN2_PARTS[0], x))
     y = fma(r * r, polynomial(r, EXP_FIT), r) + 1.0
     y = from_bits(bits(y) + (bits(t) << FRACTION))
     far = ~(fabs(x) < EXP_NEAR)
@@ -477,7 +478,8 @@ def vcbrt(x: V) -> V:
     third = shift_down(e * 21846, 16)  # e // 3.
     rest = e - third * 3
     f = from_bits((i & FRACTION_BITS) | ONE_BITS)
-    m = from_bits((i & FRACTION_BITS) | ((rest + BIAS) << FRACTION))  # Its exponent is 0, 1 or 2.
+    # Its exponent is 0, 1 or 2.
+    m = from_bits((i & FRACTION_BITS) | ((rest + BIAS) << FRACTION))
     root = select(rest == 0, 1.0, select(rest == 1, 1.2599210498948732, 1.5874010519681996))
     y = polynomial(f, CBRT_FIT) * root
     inverse = 1.0 / m

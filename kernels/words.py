@@ -36,6 +36,7 @@ WINDOW = (
     "PLACED",  # whether the row itself lies there while a whole block runs
     "STREAMED",  # whether it is written past the cache, where it is aligned
     "ALIGNED",  # whether it is copied unless its vectors begin where lines of the cache do
+    "AHEAD",  # whether the lines of the next block are asked for while this one is computed
     "ZERO",  # whether its elements are made zero before all else
     "LOW",  # the lowest place it reaches
     "EXTENT",  # places from there to the highest
@@ -60,8 +61,8 @@ HOWS = ("SET", "ADD", "MAXIMUM", "MINIMUM")
 
 HEADER_WORDS = len(HEADER)
 WINDOW_WORDS = len(WINDOW)
-WIDTH = 16
-"""Lanes of a vector: float64 numbers in 128 bytes."""
+VECTOR = 128
+"""Bytes of a vector."""
 LINE = 64
 """Bytes of a line of the cache; a vector that lies across two takes twice as long to load."""
 PAD = 64

@@ -233,7 +233,7 @@ def elementwise(row: str, *operands: Any) -> Any:
             f"numpy boolean {row}, the `-` operator, is not supported, use the bitwise_xor, the "
             f"`^` operator, or the logical_not function instead{at_caller()}"
         )
-    if dtype == FLOAT32:
+    if dtype == FLOAT32 or (dtype is BOOL and promote(known) == FLOAT32):
         known = [float(np.float32(x)) if type(x) in (float, int) else x for x in known]
     try:
         shape = broadcast_shapes(*[shape_of(x) for x in known])

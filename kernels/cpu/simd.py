@@ -325,6 +325,16 @@ def _converted(kinds: str, kind: str, operation: str) -> Any:
     return _intrinsic(1, _kind_change(kinds, kind), emit)
 
 
+def _single(context: Any, builder: Any, sig: Any, x: Any) -> Any:
+    if x.type.element == _F32:
+        return x
+    narrow = builder.fptrunc(x, ir.VectorType(_F32, x.type.count))
+    return builder.fpext(narrow, x.type)
+
+
+single = _intrinsic(1, _alike(1), _single)  # Numbers rounded to single precision.
+
+
 def _splat(vector: Vector) -> Any:
     return _intrinsic(1, lambda x: vector(vector), lambda context, builder, sig, x: x)
 
@@ -525,6 +535,19 @@ read_u16 = _loading(types.int64, _I16, 2, "zext")
 write_f64 = _storing(types.float64, _F64, 8)
 write_f32 = _storing(types.float64, _F32, 4, "fptrunc")
 write_i64 = _storing(types.int64, _I64, 8)
+
+
+def _prefetch(context: Any, builder: Any, sig: Any, address: Any) -> Any:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, second, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
+    builder.call(function, [pointer, read, second, data])
+    return context.get_dummy_value()
+
+
+# prefetch(address): let a line come into the second cache, from any address.
+prefetch = _intrinsic(1, lambda address: types.void(types.int64), _prefetch)
 
 
 def _gather(context: Any, builder: Any, sig: Any, address: Any, indices: Any) -> Any:

@@ -129,7 +129,9 @@ def vector_library(used: set[str], single: bool = False) -> tuple[list[str], str
     parts = [constants[name][0] for name in constants if name in needed]
     for name, (text, _) in functions.items():
         if single:
-            text = re.sub(r"\w+", lambda word: narrow.get(word[0], word[0]), text)
+            text = re.sub(
+                r"\w+(?=\()|[A-Z][A-Z0-9_]+", lambda word: narrow.get(word[0], word[0]), text
+            )
             name = narrow[name]
         if name in needed:
             parts.append(f"\n\n@helper\n{text}")

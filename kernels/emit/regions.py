@@ -1,8 +1,12 @@
-"""Emits kernels/cpu/regions.py: the executor of regions, opcodes outside and vectors inside."""
+"""Emits the executors of regions, opcodes outside and vectors inside.
+
+That is kernels/cpu/regions.py on numbers of float64, and kernels/cpu/regions32.py on float32.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 
 from tapegrad.kernels.emit.language import HEADER, WIDTH, compiled, names_in, natural, tree
 from tapegrad.kernels.emit.library import preamble, simd_mark, vector_library, vector_names
@@ -16,6 +20,7 @@ _SIMD = {
     "abs": "fabs",
     "ceil": "simd.ceil",
     "copysign": "simd.copysign",
+    "float32": "simd.single",
     "floor": "simd.floor",
     "rint": "simd.rint",
     "sqrt": "simd.sqrt",
@@ -35,7 +40,7 @@ def integer_power_of_lanes(x, y):
     if not (abs(exponent) <= 8.0 and simd.all_lanes(y == exponent)):
         return integer_power_lane_by_lane(x, y)
     n = int(abs(exponent))
-    r = simd.splat(1.0)
+    r = splat(1.0)
     base = x
     while n > 0:
         if n & 1:
@@ -45,7 +50,7 @@ def integer_power_of_lanes(x, y):
     if exponent >= 0.0:
         return r
     size = fabs(r)
-    if simd.all_lanes((size > 1e-300) & (size < 1e300)):
+    if simd.all_lanes((size > {least}) & (size < {most})):
         return 1.0 / r
     return integer_power_lane_by_lane(x, y)
 
@@ -80,15 +85,16 @@ def block(code, instructions, rows, lanes):
         z = word(rows, read_u16(at + 8))
 {cases}
         else:
-            for m in range(0, 8 * lanes, 8):
-                write_f64(r + m, rare(o, read_f64(x + m), read_f64(y + m), read_f64(z + m)))
-            for m in range(8 * lanes, stop, 8):
-                write_f64(r + m, read_f64(r))
+            for m in range(0, NUMBER * lanes, NUMBER):
+                value = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
+                write_number(r + m, value)
+            for m in range(NUMBER * lanes, stop, NUMBER):
+                write_number(r + m, read_number(r))
 '''
 
 
-def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
-    """Return the module of the regions' executor."""
+def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...], single: bool = False) -> str:
+    """Return the module of the regions' executor, for numbers of float64 or of float32."""
     basic = tuple(o for o in opcodes if o.variant == CELLS)
     vectorised = tuple(o for o in basic if has_vectors(o.row))
     rare = tuple(o for o in basic if not has_vectors(o.row))
@@ -112,19 +118,25 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for opcode in vectorised
         for name in called(_text(opcode.row)) & set(functions)
     }
-    names, library = vector_library(expanded)
-    header = HEADER.format(title="The executor of regions: programs over lanes, in vectors.")
+    names, library = vector_library(expanded, single)
+    case = functools.partial(_case, single=single)
+    operations = _NAMED32 if single else _NAMED
+    real = "float32" if single else "float64"
+    header = HEADER.format(title=f"The executor of regions on {real}: programs in vectors.")
     body = [
-        _NUMBERS.format(mark=simd_mark()) + constants(),
+        _NUMBERS.format(mark=simd_mark(), width=32 if single else 16, size=4 if single else 8)
+        + constants()
+        + "".join(f"{own} = simd.{name}\n" for own, name in operations.items()),
         library + "\n",
-        _HELPERS,
-        _BLOCK.format(rare=chain(rare, _rare, "    "), cases=chain(vectorised, _case, "        ")),
+        _HELPERS.format(**_RANGES[single]),
+        _BLOCK.format(rare=chain(rare, _rare, "    "), cases=chain(vectorised, case, "        ")),
         DRIVER,
     ]
     imported = sorted({*_SIMD_NAMES, *names}, key=natural)
     lines = "".join(f"    {name},\n" for name in imported)
     top = preamble(used).replace(_JIT, _SIMD_IMPORTS.format(names=lines))
     top = top.replace("import math\n", "import math\nfrom typing import Any\n")
+    top = top.replace("\nimport numpy as np\n", "")
     return "\n".join([header, top, "\n\n".join(body)])
 
 
@@ -134,11 +146,16 @@ from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, nativ
 from tapegrad.kernels.cpu.simd import (
 {names})
 """
-_SIMD_NAMES = (
-    *("fabs", "load", "read_f64", "read_u16", "read_u32", "select", "store"),
-    *("write_f64", "write_i64"),
-)
-_NUMBERS = """WIDTH, VECTOR = 16, 128  # lanes of a vector, and its bytes
+_SIMD_NAMES = ("fabs", "read_u16", "read_u32", "select", "write_i64")
+_NAMED = {"load": "load", "splat": "splat", "store": "store", "store_streaming": "store_streaming"}
+_NAMED |= {"read_number": "read_f64", "write_number": "write_f64"}
+_NAMED32 = {"load": "load_f32", "splat": "splat_f32", "store": "store_f32"}
+_NAMED32 |= {"store_streaming": "store_f32_streaming"}
+_NAMED32 |= {"read_number": "read_f32", "write_number": "write_f32"}
+"""What an executor calls the operations of its type."""
+_RANGES = ({"least": "1e-300", "most": "1e300"}, {"least": "1e-30", "most": "1e30"})
+_NUMBERS = """WIDTH = {width}  # lanes of a vector
+VECTOR, NUMBER = 128, {size}  # bytes of a vector and of a number
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
 SIMD_TEXT = "{mark}"
 """
@@ -158,17 +175,12 @@ def _rare(opcode: Opcode) -> list[str]:
     return [f"value = {compiled(tree(opcode.row, opcode.row.out), {})}"]
 
 
-def _case(opcode: Opcode) -> list[str]:
+def _case(opcode: Opcode, single: bool) -> list[str]:
     names = {name: f"load({name} + m)" for name in opcode.row.operands}
-    text = vectors(parse(_text(opcode.row)))
-    node = parse(text)
+    node = in_vectors(opcode.row, single)
     twice = [n for n in opcode.row.operands if _occurrences(node, n) > 1]
     lines = [f"{n}m = load({n} + m)" for n in twice]
     text = compiled(node, names | {n: n + "m" for n in twice})
-    if opcode.row.result == "bool":
-        text = f"simd.as_numbers({text})"
-    elif not _occurrences(node, *opcode.row.operands):
-        text = f"simd.splat({text})"
     if len(text) + len("value = ") + 16 > WIDTH:  # broken as the formatter breaks a call
         call, _, arguments = text.partition("(")
         lines += [f"value = {call}(", f"    {arguments[:-1]}", ")", "store(r + m, value)"]
@@ -177,17 +189,33 @@ def _case(opcode: Opcode) -> list[str]:
     return ["for m in range(0, stop, VECTOR):", *("    " + line for line in lines)]
 
 
+def in_vectors(row: Row, single: bool) -> ast.expr:
+    """Return the value of a row as an expression on vectors, of float32 numbers if `single`."""
+    node = parse(vectors(parse(_text(row)), single))
+    if row.result == "bool":
+        return ast.Call(parse("simd.as_numbers"), [node], [])
+    if not _occurrences(node, *row.operands):
+        return ast.Call(parse("splat"), [node], [])
+    return node
+
+
 def _occurrences(node: ast.AST, *names: str) -> int:
     return sum(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
 
 
-def vectors(node: ast.expr) -> str:
+def vectors(node: ast.expr, single: bool = False) -> str:
     """Return an expression of a row as source text on vectors."""
-    return ast.unparse(_Vectors().visit(node))
+    return ast.unparse(_Vectors(single).visit(node))
 
 
 class _Vectors(ast.NodeTransformer):
     """Branches become selections, conditions masks, and functions those of vectors."""
+
+    def __init__(self, single: bool) -> None:
+        own = vector_names()
+        if single:
+            own = {name: f"{function}32" for name, function in own.items()}
+        self.known = own | _SIMD | _OWN
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.generic_visit(node)
@@ -219,5 +247,4 @@ class _Vectors(ast.NodeTransformer):
         arguments = [ast.unparse(argument) for argument in node.args]
         if name in _COMPARED:
             return parse(_COMPARED[name].format(*arguments))
-        known = vector_names() | _SIMD | _OWN
-        return parse(f"{known[name]}({', '.join(arguments)})")
+        return parse(f"{self.known[name]}({', '.join(arguments)})")

@@ -27,8 +27,8 @@ def copy(target, source, lanes):
     whole = lanes // WIDTH * VECTOR
     for m in range(0, whole, VECTOR):
         store(target + m, load(source + m))
-    for m in range(whole, 8 * lanes, 8):
-        write_f64(target + m, read_f64(source + m))
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        write_number(target + m, read_number(source + m))
 
 
 @helper
@@ -37,19 +37,19 @@ def add(target, source, lanes):
     whole = lanes // WIDTH * VECTOR
     for m in range(0, whole, VECTOR):
         store(target + m, load(target + m) + load(source + m))
-    for m in range(whole, 8 * lanes, 8):
-        write_f64(target + m, read_f64(target + m) + read_f64(source + m))
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        write_number(target + m, read_number(target + m) + read_number(source + m))
 
 
 @helper
 def fill(target, value, lanes):
     """Write one number many times."""
     whole = lanes // WIDTH * VECTOR
-    spread = simd.splat(value)
+    spread = splat(value)
     for m in range(0, whole, VECTOR):
         store(target + m, spread)
-    for m in range(whole, 8 * lanes, 8):
-        write_f64(target + m, value)
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        write_number(target + m, value)
 
 
 @helper
@@ -63,8 +63,8 @@ def total(source, lanes):
             sums = sums + load(source + m)
         for i in range(WIDTH):
             result += simd.lane(sums, i)
-    for m in range(whole, 8 * lanes, 8):
-        result += read_f64(source + m)
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        result += read_number(source + m)
     return result
 
 
@@ -92,8 +92,8 @@ def join(target, source, lanes, how):
         a = load(target + m)
         b = load(source + m)
         store(target + m, select(is_beyond(a, b, how), a, b))
-    for m in range(whole, 8 * lanes, 8):
-        write_f64(target + m, met(read_f64(target + m), read_f64(source + m), how))
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        write_number(target + m, met(read_number(target + m), read_number(source + m), how))
 
 
 @helper
@@ -116,8 +116,8 @@ def extreme(source, lanes, how):
             a = select(is_beyond(a, b, how), a, b)
         for i in range(WIDTH):
             result = met(result, simd.lane(a, i), how)
-    for m in range(whole, 8 * lanes, 8):
-        result = met(result, read_f64(source + m), how)
+    for m in range(whole, NUMBER * lanes, NUMBER):
+        result = met(result, read_number(source + m), how)
     return result
 
 
@@ -173,18 +173,18 @@ def bring(d, w, buffers, lane, lanes, row):
     while done < lanes:
         place, run = locate(d, w, lane + done)
         run = min(run, lanes - done)
-        to = row + 8 * done
+        to = row + NUMBER * done
         if index:
             for i in range(run):
                 at = element(w, index, place + i * step)
-                write_f64(to + 8 * i, read_f64(source + 8 * at))
+                write_number(to + NUMBER * i, read_number(source + NUMBER * at))
         elif step == 1:
-            copy(to, source + 8 * place, run)
+            copy(to, source + NUMBER * place, run)
         elif step == 0:
-            fill(to, read_f64(source + 8 * place), run)
+            fill(to, read_number(source + NUMBER * place), run)
         else:
             for i in range(run):
-                write_f64(to + 8 * i, read_f64(source + 8 * (place + i * step)))
+                write_number(to + NUMBER * i, read_number(source + NUMBER * (place + i * step)))
         done += run
 
 
@@ -196,29 +196,29 @@ def carry(d, w, target, index, how, lane, lanes, row):
     while done < lanes:
         place, run = locate(d, w, lane + done)
         run = min(run, lanes - done)
-        source = row + 8 * done
-        to = target + 8 * place
+        source = row + NUMBER * done
+        to = target + NUMBER * place
         if index:
             for i in range(run):
-                at = target + 8 * element(w, index, place + i * step)
-                was = read_f64(at) if how else 0.0
-                write_f64(at, met(was, read_f64(source + 8 * i), how))
+                at = target + NUMBER * element(w, index, place + i * step)
+                was = read_number(at) if how else 0.0
+                write_number(at, met(was, read_number(source + NUMBER * i), how))
         elif step == 1:
             if how:
                 join(to, source, run, how)
             else:
                 copy(to, source, run)
         elif step == 0 and how >= MAXIMUM:
-            write_f64(to, met(read_f64(to), extreme(source, run, how), how))
+            write_number(to, met(read_number(to), extreme(source, run, how), how))
         elif step == 0 and how:
-            write_f64(to, read_f64(to) + total(source, run))
+            write_number(to, read_number(to) + total(source, run))
         elif how:
             for i in range(run):
-                at = to + 8 * i * step
-                write_f64(at, met(read_f64(at), read_f64(source + 8 * i), how))
+                at = to + NUMBER * i * step
+                write_number(at, met(read_number(at), read_number(source + NUMBER * i), how))
         else:
             for i in range(run):
-                write_f64(to + 8 * i * step, read_f64(source + 8 * i))
+                write_number(to + NUMBER * i * step, read_number(source + NUMBER * i))
         done += run
 
 
@@ -247,19 +247,19 @@ def clear(d, w, buffers):
                 rest = outer
         if index:
             place = element(w, index, place)
-        write_f64(target + 8 * place, start)
+        write_number(target + NUMBER * place, start)
 
 
 @inlined
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
-    pitch = 8 * block + PAD
+    pitch = NUMBER * block + PAD
     for r in range(word(d, ROWS)):
         write_i64(rows + 8 * r, first + r * pitch)
     lanes = min(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
     for r in range(word(d, CONSTANTS)):
-        fill(first + r * pitch, read_f64(word(d, VALUES) + 8 * r), lanes)
+        fill(first + r * pitch, read_number(word(d, VALUES) + NUMBER * r), lanes)
     w = d + HEADER_BYTES
     for _ in range(word(d, INPUTS)):
         if word(w, KIND) == UNIFORM:
@@ -267,21 +267,21 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
             index = index_of(w, buffers)
             if index:
                 place = element(w, index, place)
-            value = read_f64(word(buffers, word(w, BUFFER)) + 8 * place)
+            value = read_number(word(buffers, word(w, BUFFER)) + NUMBER * place)
             fill(first + word(w, ROW) * pitch, value, lanes)
         w += WINDOW_BYTES
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
         if kind == SUM:
             start_value = start_of(word(w, HOW))
-            store(word(buffers, word(w, EXTRA)) + VECTOR * c, simd.splat(start_value))
+            store(word(buffers, word(w, EXTRA)) + VECTOR * c, splat(start_value))
         elif kind == PRIVATE:
             extent = word(w, EXTENT)
-            private = word(buffers, word(w, EXTRA)) + 8 * c * extent
+            private = word(buffers, word(w, EXTRA)) + NUMBER * c * extent
             fill(private, start_of(word(w, HOW)), extent)
         elif kind == LEAD and c > 0 and not word(w, HOW):
             # What the lead of the chunk before sets here comes later, from its halo.
-            target = word(buffers, word(w, BUFFER)) + 8 * (word(w, LOW) + start)
+            target = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, LOW) + start)
             fill(target, 0.0, word(w, HALO))
         w += WINDOW_BYTES
 
@@ -289,7 +289,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
 @inlined
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
-    pitch = 8 * word(d, BLOCK) + PAD
+    pitch = NUMBER * word(d, BLOCK) + PAD
     padded = (lanes + WIDTH - 1) // WIDTH * WIDTH
     w = d + HEADER_BYTES
     for _ in range(word(d, INPUTS)):
@@ -297,15 +297,19 @@ def bring_in(d, buffers, lane, lanes, rows, first):
         number = word(w, ROW)
         row = first + number * pitch
         if kind == IN_PLACE and lanes == padded:
-            source = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane)
+            source = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
             if source % LINE and word(w, ALIGNED):
                 copy(row, source, lanes)
                 source = row
             write_i64(rows + 8 * number, source)
+            if word(w, AHEAD):
+                ahead = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane + lanes)
+                for m in range(0, 8 * lanes, LINE):
+                    simd.prefetch(ahead + m)
         elif kind != UNIFORM:
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)
-            fill(row + 8 * lanes, read_f64(row), padded - lanes)
+            fill(row + NUMBER * lanes, read_number(row), padded - lanes)
         w += WINDOW_BYTES
 
 
@@ -320,7 +324,7 @@ def owned(d, w, lane, lanes, stop):
 @inlined
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
-    pitch = 8 * word(d, BLOCK) + PAD
+    pitch = NUMBER * word(d, BLOCK) + PAD
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         if word(w, PLACED):
@@ -328,7 +332,7 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
             row = first + number * pitch
             inside = lanes if word(w, KIND) == FLAT else owned(d, w, lane, lanes, stop)
             if lanes % WIDTH == 0 and inside == lanes:
-                row = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane)
+                row = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
             write_i64(rows + 8 * number, row)
         w += WINDOW_BYTES
 
@@ -341,14 +345,14 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         kind = word(w, KIND)
         row = word(rows, word(w, ROW))
         target = word(buffers, word(w, BUFFER))
-        flat = target + 8 * (word(w, OFFSET) + lane)
+        flat = target + NUMBER * (word(w, OFFSET) + lane)
         how = word(w, HOW)
         if kind == FLAT:
             if how:
                 add(flat, row, lanes)
             elif word(w, STREAMED) and lanes % WIDTH == 0 and flat % LINE == 0:
-                for m in range(0, 8 * lanes, VECTOR):
-                    simd.store_streaming(flat + m, load(row + m))
+                for m in range(0, NUMBER * lanes, VECTOR):
+                    store_streaming(flat + m, load(row + m))
             elif row != flat:
                 copy(flat, row, lanes)
         elif kind == SUM:
@@ -356,7 +360,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             whole = lanes // WIDTH * VECTOR
             if how >= MAXIMUM:
                 for m in range(0, lanes, WIDTH):
-                    join(sums, row + 8 * m, min(WIDTH, lanes - m), how)
+                    join(sums, row + NUMBER * m, min(WIDTH, lanes - m), how)
             else:
                 partial = load(sums)
                 for m in range(0, whole, VECTOR):
@@ -367,23 +371,23 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             carry(d, w, target, index_of(w, buffers), how, lane, lanes, row)
         elif kind == PRIVATE:
             extent = word(w, EXTENT)
-            private = word(buffers, word(w, EXTRA)) + 8 * (c * extent - word(w, LOW))
+            private = word(buffers, word(w, EXTRA)) + NUMBER * (c * extent - word(w, LOW))
             carry(d, w, private, 0, max(how, ADD), lane, lanes, row)
         elif kind == LATER:
-            copy(word(buffers, word(w, EXTRA)) + 8 * lane, row, lanes)
+            copy(word(buffers, word(w, EXTRA)) + NUMBER * lane, row, lanes)
         else:
             inside = owned(d, w, lane, lanes, stop)
-            halo = word(buffers, word(w, EXTRA)) + 8 * c * word(w, HALO)
-            beyond = halo + 8 * (lane + inside + word(w, SHIFT) - stop)
+            halo = word(buffers, word(w, EXTRA)) + NUMBER * c * word(w, HALO)
+            beyond = halo + NUMBER * (lane + inside + word(w, SHIFT) - stop)
             if kind == LEAD:
                 if how:
                     add(flat, row, inside)
                 elif row != flat:
                     copy(flat, row, inside)
-                copy(beyond, row + 8 * inside, lanes - inside)
+                copy(beyond, row + NUMBER * inside, lanes - inside)
             else:
                 add(flat, row, inside)
-                add(beyond, row + 8 * inside, lanes - inside)
+                add(beyond, row + NUMBER * inside, lanes - inside)
         w += WINDOW_BYTES
 
 
@@ -431,17 +435,17 @@ def finish(d, buffers):
             index = index_of(w, buffers)
             if index:
                 place = element(w, index, place)
-            result = read_f64(target + 8 * place) if how == ADD else start_of(how)
+            result = read_number(target + NUMBER * place) if how == ADD else start_of(how)
             for i in range(WIDTH):
-                result = met(result, read_f64(first + 8 * i), how)
-            write_f64(target + 8 * place, result)
+                result = met(result, read_number(first + NUMBER * i), how)
+            write_number(target + NUMBER * place, result)
         elif kind == PRIVATE:
             if how != ADD:
                 clear(d, w, buffers)
             extent = word(w, EXTENT)
             for c in range(chunks):
-                private = word(buffers, word(w, EXTRA)) + 8 * c * extent
-                join(target + 8 * word(w, LOW), private, extent, how)
+                private = word(buffers, word(w, EXTRA)) + NUMBER * c * extent
+                join(target + NUMBER * word(w, LOW), private, extent, how)
         elif kind == LATER:
             if how != ADD:
                 clear(d, w, buffers)
@@ -451,8 +455,8 @@ def finish(d, buffers):
         elif kind == LEAD:
             halo = word(w, HALO)
             for c in range(chunks - 1):
-                to = target + 8 * (word(w, LOW) + (c + 1) * word(d, CHUNK))
-                add(to, word(buffers, word(w, EXTRA)) + 8 * c * halo, halo)
+                to = target + NUMBER * (word(w, LOW) + (c + 1) * word(d, CHUNK))
+                add(to, word(buffers, word(w, EXTRA)) + NUMBER * c * halo, halo)
         w += WINDOW_BYTES
 
 

@@ -47,7 +47,8 @@ _LAYOUTS = 8  # regions that are kept for other numbers of samples, or other str
 
 def run_chunk(region: Region, buffers: Sequence[Array]) -> None:
     """Run a region over a chunk of samples: the place of another executor, such as a device's."""
-    if execute.compiles("regions", region.size * (len(region.code) + 1)):
+    family = "regions32" if region.real == "float32" else "regions"
+    if execute.compiles(family, region.size * (len(region.code) + 1)):
         run_region(region, buffers)
     else:
         run_reference(region, buffers)
@@ -68,12 +69,16 @@ class Lanes:
         The shape of each of them, for one sample.
     decided : bool
         Whether there are decisions to be checked.
+    real : str
+        The type that lanes compute in, "float64" or "float32", which arguments must be of if it is
+        that.
     waiting : int
         Numbers a sample that wait in memory between the regions of a long program.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, real: str = "float64") -> None:
         self.program = program
+        self.real = real
         self.tree = program.out_tree
         outputs = program.outputs
         self.shapes = [output.shape for output in outputs]
@@ -98,7 +103,7 @@ class Lanes:
 
     def _layouts(self, looks: bool) -> _Layouts:
         """Return the regions of results, or of what decisions look at."""
-        build = RegionBuilder((1,))
+        build = RegionBuilder((1,), self.real)
         program = self.program
         # Asked now, for cells have other numbers once a program was compiled.
         places = [(known.cell, known.size) for known in program.inputs if known is not None]
@@ -158,14 +163,14 @@ class Lanes:
                 target[...] = constant
                 continue
             size = int(np.prod(shape, dtype=np.int64))
-            direct = target.dtype == np.float64 and target.flags.c_contiguous
-            flat = (target if direct else np.empty(target.shape)).reshape(-1)
+            direct = target.dtype == self.real and target.flags.c_contiguous
+            flat = (target if direct else np.empty(target.shape, self.real)).reshape(-1)
             if not direct:
                 kept.append((target, flat))
             buffers += [flat[j:] for j in range(size)]
             strides += [size] * size
         if self.decided:
-            agreement = np.empty(m)
+            agreement = np.empty(m, self.real)
             buffers.append(agreement)
             strides.append(1)
         if buffers[len(self.input_shapes) :]:
@@ -176,8 +181,8 @@ class Lanes:
             return agreement != 0.0
         return None
 
-    @staticmethod
     def _run(
+        self,
         layouts: _Layouts,
         m: int,
         layout: tuple[tuple[int, ...], ...],
@@ -186,14 +191,18 @@ class Lanes:
     ) -> None:
         regions = layouts.of(m, layout, strides)
         if len(regions) > 1:
-            buffers = [*buffers, results.take(layouts.places * m)]
+            waiting = results.take(layouts.places * m)  # or half of it, in single precision
+            buffers = [*buffers, waiting]
         for region in regions:
             run_chunk(region, buffers)
 
-    def region(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
-        """Return the region that computes results, and last whether samples take this way.
+    def regions(
+        self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]
+    ) -> list[Region]:
+        """Return the regions that compute results, and last whether samples take this way.
 
-        There is one where nothing is `waiting`.
+        Where there are several they are run in their order, and have one more buffer than results:
+        that of `waiting` numbers for each of the `m` samples.
 
         Parameters
         ----------
@@ -204,8 +213,7 @@ class Lanes:
         strides : sequence of int
             Of each number of the results over the samples; each has a buffer of its own.
         """
-        (region,) = self._results.of(m, layout, strides)
-        return region
+        return self._results.of(m, layout, strides)
 
     def others(
         self, arguments: Sequence[Array], mapped: Sequence[bool], m: int
@@ -224,9 +232,9 @@ class Lanes:
             with self.program.lock:
                 self._looks = self._layouts(looks=True)
         buffers, layout = self._inputs(arguments, mapped)
-        columns = np.empty((self.cells.size, m))
+        columns = np.empty((self.cells.size, m), self.real)
         self._run(self._looks, m, layout, [1] * len(columns), buffers + list(columns))
-        yield from self.program.decisions.grouped(columns)
+        yield from self.program.decisions.grouped(columns.astype(np.float64, copy=False))
 
     def _inputs(
         self, arguments: Sequence[Array], mapped: Sequence[bool]
@@ -240,7 +248,7 @@ class Lanes:
                     f"an argument has shape {found} in each sample, where the program needs "
                     f"{shape}{at_caller()}"
                 )
-            flat, steps = _flat(values if is_mapped else values.reshape(1, *shape))
+            flat, steps = _flat(values if is_mapped else values.reshape(1, *shape), self.real)
             buffers.append(flat)
             layout.append((steps[0] if is_mapped else 0, *steps[1:]))
         return buffers, tuple(layout)
@@ -251,18 +259,19 @@ def _dtype_of(constant: Any) -> np.dtype[Any]:
     return np.dtype(np.float64) if isinstance(constant, int) else dtype
 
 
-def _flat(values: Array) -> tuple[Array, tuple[int, ...]]:
-    """Return float64 values as a flat array, without a copy if possible, and strides on it."""
+def _flat(values: Array, real: str) -> tuple[Array, tuple[int, ...]]:
+    """Return values as a flat array of a type, without a copy if possible, and strides on it."""
     values = np.asarray(values)
-    steps = tuple([s // 8 for s in values.strides])
-    fits = values.dtype == np.float64 and values.dtype.isnative and values.flags.aligned
-    if not fits or any(s < 0 or s % 8 for s in values.strides):
-        values = np.ascontiguousarray(values, np.float64)
-        steps = tuple([s // 8 for s in values.strides])
+    size = np.dtype(real).itemsize
+    steps = tuple([s // size for s in values.strides])
+    fits = values.dtype == real and values.dtype.isnative and values.flags.aligned
+    if not fits or any(s < 0 or s % size for s in values.strides):
+        values = np.ascontiguousarray(values, real)
+        steps = tuple([s // size for s in values.strides])
     if values.flags.c_contiguous:
         return values.reshape(-1), steps
     extent = 1 + sum([(n - 1) * s for n, s in zip(values.shape, steps, strict=True)])
-    flat = np.lib.stride_tricks.as_strided(values, (extent,), (8,), writeable=False)
+    flat = np.lib.stride_tricks.as_strided(values, (extent,), (size,), writeable=False)
     return flat, steps
 
 
@@ -330,10 +339,10 @@ class _Layouts:
         rest = outputs[:, BUFFER] < inner
         numbers = outputs[rest, BUFFER] - len(self._shapes)
         outputs[rest, STRIDES] = np.array(strides, np.int64)[numbers]
-        return Region((m,), one.code, one.constants, inputs, outputs, one.rows)
+        return Region((m,), one.code, one.constants, inputs, outputs, one.rows, one.real)
 
 
-def lanes_of(program: Program) -> Lanes | None:
+def lanes_of(program: Program, real: str = "float64") -> Lanes | None:
     """Return a program's lanes, or None where it is better run sample by sample.
 
     That is where it is very long, has structural instructions that are not taken apart, or
@@ -342,4 +351,4 @@ def lanes_of(program: Program) -> Lanes | None:
     if not can_unroll(program.tape, LONGEST) or program.decisions.by_functions:
         return None
     with program.lock:
-        return Lanes(program)
+        return Lanes(program, real)

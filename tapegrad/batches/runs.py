@@ -25,6 +25,7 @@ from ..regions import results
 from . import unroll
 from .lanes import LONGEST, Array, Lanes, lanes_of
 from .samples import Samples
+from .singles import is_single
 
 MEMORY = 64 << 20
 """Bytes that a batch may use for itself, besides its arguments and results, by default."""
@@ -70,13 +71,18 @@ class Task:
             return program.value_and_grad(*args, argnums=self.argnums, **kwargs)[1]
         return getattr(program, self.name)(*args, argnums=self.argnums, **kwargs)
 
-    def lanes(self, program: Program, samples: int = 0) -> Lanes | None:
+    def lanes(self, program: Program, samples: int = 0, single: bool = False) -> Lanes | None:
         """Return the lanes that compute it, made once a program; None where there are none.
 
-        Those of a long program are made once it has met enough samples.
+        Those of a long program are made once it has met enough samples. With `single` they compute
+        in single precision, if the program does.
         """
-        key = self.name, self.argnums
         with program.lock:
+            if single:
+                if program.single is None:
+                    program.single = is_single(program)
+                single = program.single
+            key = self.name, self.argnums, single
             if key not in program.lanes:
                 if (
                     unroll.length(program.tape) * (1 if self.name == "value" else _FACTOR)
@@ -87,7 +93,8 @@ class Task:
                     if met < LONG_SAMPLES:
                         return None
                 derived = self._derived(program)
-                program.lanes[key] = None if derived is None else lanes_of(derived)
+                real = "float32" if single else "float64"
+                program.lanes[key] = None if derived is None else lanes_of(derived, real)
         found: Lanes | None = program.lanes[key]
         return found
 
@@ -140,6 +147,7 @@ class Batch:
     ) -> None:
         self.samples, self.task, self.ways, self.root = samples, task, ways, root
         self.memory = memory
+        self.single = samples.single
         self.tree: trees.TreeDef | None = None
         self.targets: list[Any] = []
         self._form: tuple[trees.TreeDef, list[Any], list[Any]] | None = None
@@ -198,7 +206,7 @@ class Batch:
 
     def _chunks(self, where: Any, root: Way) -> Iterator[Any]:
         """Yield pieces of the samples `where` of a size that the memory allows."""
-        lanes = self.task.lanes(root.program, _size(where))
+        lanes = self.task.lanes(root.program, _size(where), self.single)
         size = self._chunk_size(lanes) if lanes is not None else _LEAST
         for start in range(0, _size(where), size):
             if isinstance(where, slice):
@@ -212,10 +220,10 @@ class Batch:
         bytes_ = 16 * lanes.decided
         for i in lanes.numbers:
             part = samples.parts[i]
-            if samples.mapped[i] and (apart or part.dtype != np.float64):
+            if samples.mapped[i] and (apart or part.dtype != lanes.real):
                 bytes_ += 8 * part[:1].size
         for shape, dtype in zip(lanes.shapes, lanes.dtypes, strict=True):
-            if apart or dtype != np.float64 or self._out is not None:
+            if apart or dtype != lanes.real or self._out is not None:
                 bytes_ += 8 * prod(shape)
         size = min(CHUNK_WORK // lanes.instructions, self.memory // max(bytes_, 1), _MOST)
         least = _LEAST
@@ -230,7 +238,8 @@ class Batch:
         waiting: list[tuple[Any, Way, int]] = [(chunk, root, 0)]
         while waiting:
             where, way, depth = waiting.pop()
-            lanes = self.task.lanes(way.program, 0 if way is root else _size(where))
+            met = 0 if way is root else _size(where)
+            lanes = self.task.lanes(way.program, met, self.single)
             if lanes is None:
                 if not rehearsal:
                     self._one_by_one(where)
@@ -261,7 +270,7 @@ class Batch:
                 parts.append(part[where])
                 continue
             if i not in self._shared:
-                self._shared[i] = np.array(part, np.float64)
+                self._shared[i] = np.array(part, lanes.real)
             parts.append(self._shared[i])
         return parts, [samples.mapped[i] for i in lanes.numbers]
 

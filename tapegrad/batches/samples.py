@@ -67,6 +67,14 @@ class Samples:
         """Whether any part is a tracked value."""
         return any([isinstance(part, Tracked) for part in self.parts])
 
+    @property
+    def single(self) -> bool:
+        """Whether all numbers that are no parts of the program are float32."""
+        kinds = [getattr(part, "dtype", None) for part in self.parts]
+        return np.float32 in kinds and all(
+            kind == np.float32 for kind, known in zip(kinds, self.kinds, strict=True) if known
+        )
+
     def detach(self) -> None:
         """Take the values of tracked parts, whose derivatives nobody wants."""
         self.parts = [x.value if isinstance(x, Tracked) else x for x in self.parts]  # type: ignore[attr-defined]

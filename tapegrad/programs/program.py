@@ -156,15 +156,18 @@ class Program(Recorded):
         if any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            self._run(leaves, evaluate=False)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            found = self._reverse([(output, 1.0)])
-            return self._read(), self._pick(found, argnums)
+            try:
+                self._run(leaves, evaluate=False)
+                found = self._reverse([(output, 1.0)])
+                return self._read(), self._pick(found, argnums)
+            finally:
+                self._give_back()
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.
@@ -441,7 +444,7 @@ class Program(Recorded):
         return Map.of(self)
 
     def to(self, where: Any, stream: Any = None) -> Any:
-        """Return the program on a device, which runs it over many samples.
+        """Return the program on a device.
 
         Parameters
         ----------
@@ -453,8 +456,8 @@ class Program(Recorded):
         Returns
         -------
         DeviceProgram
-            Its ``map(X)``, ``map.value_and_grad(X)``, ... are those of `Program.map`; see
-            `tapegrad.devices.batches.DeviceMap`.
+            It has this program's methods, and its `map`, for arrays of the device and of the host;
+            see `tapegrad.devices.programs.DeviceProgram`.
 
         Raises
         ------
@@ -470,9 +473,13 @@ class Program(Recorded):
         """
         if where == "cpu":
             return self
-        from ..devices.batches import DeviceProgram, device_named
+        from ..devices.programs import DeviceProgram, device_named
 
-        return DeviceProgram(self, device_named(where, stream))
+        device = device_named(where, stream)
+        with self.lock:
+            if device not in self.on:
+                self.on[device] = DeviceProgram(self, device)
+            return self.on[device]
 
     # -- on tracked values -----------------------------------------------------------------------
 

@@ -45,6 +45,9 @@ that a distant cache serves nearly as well, and to decode an instruction has its
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
 
+AHEAD_BYTES = 1 << 20
+"""Arrays beyond which a block's arguments are asked for while the one before is computed."""
+
 READ_OFTEN = 6
 """Instructions that read an in-window from which it is copied to where vectors are aligned."""
 
@@ -76,11 +79,17 @@ class Lowered:
         Bytes that they take together.
     size, work : int
         Lanes, and about how many instructions times lanes.
+    uniform : frozenset of int
+        Rows that hold one number in all lanes.
+    straight : int
+        Address of the region's own code (see `straight`), 0 as long as there is none.
+    left : float
+        Seconds to be run until there is; negative where that is not known yet.
     """
 
     __slots__ = (
-        *("address", "chunks", "extra", "extras", "keep"),
-        *("scratch", "size", "words", "work"),
+        *("address", "chunks", "extra", "extras", "keep", "left", "scratch", "size", "straight"),
+        *("uniform", "words", "work"),
     )
 
     def __init__(self, region: Region) -> None:
@@ -90,31 +99,44 @@ class Lowered:
         self.size, self.work = n, n * (len(region.code) + 4)
         outs = [_Out(region, w) for w in region.outputs]
         kinds = [_in_kind(region.shape, w) for w in region.inputs.tolist()]
+        rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
+        same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
+        self.uniform = frozenset([*range(len(region.constants)), *same])
+        self.straight, self.left = 0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
-        block = LANES
+        block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):
-            if 8 * rows * block > room:
+            if region.itemsize * rows * block > room:
                 block //= 2
         while block > _LEAST and n < 2 * block and len(region.code) * block > _WORK:
             block //= 2  # a block of a long program is enough for a thread
-        block = min(block, max(-(-n // W.WIDTH), 1) * W.WIDTH)
+        width = W.VECTOR // region.itemsize
+        block = min(block, max(-(-n // width), 1) * width)
         chunk = _chunk_size(n, len(region.code), block, outs)
         self.chunks = max(-(-n // chunk), 1)
         arranged: list[_Out] = []
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
-            arranged += _arrange(together, n, chunk, self.chunks)
-        _choose_places(region, arranged)
-        self._write(region, kinds, arranged, block, chunk)
+            arranged += _arrange(together, n, width, chunk, self.chunks)
+        flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
+        moved = region.itemsize * region.size * flat
+        _choose_places(region, arranged, streams=moved > STREAM_BYTES)
+        self._write(region, kinds, arranged, block, chunk, ahead=moved > AHEAD_BYTES)
 
     def _write(
-        self, region: Region, kinds: list[int], outs: list[_Out], block: int, chunk: int
+        self,
+        region: Region,
+        kinds: list[int],
+        outs: list[_Out],
+        block: int,
+        chunk: int,
+        ahead: bool,
     ) -> None:
         inputs = region.inputs
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
         code = np.ascontiguousarray(region.code)
-        constants = np.ascontiguousarray(region.constants)
+        constants = np.ascontiguousarray(region.constants, region.real)
         self.keep = (code, constants)
         header = [0] * W.HEADER_WORDS
         for name, value in {
@@ -137,15 +159,20 @@ class Lowered:
         used = np.arange(3) < ARITIES[code[:, 0]][:, None]
         read = np.bincount(code[:, 2:][used], minlength=region.rows)
         for i, w in enumerate(inputs.tolist()):
-            aligned = int(read[w[ROW]] >= READ_OFTEN)
-            words += self._window(w, strides_at + i * ndim, KIND=kinds[i], ALIGNED=aligned)
+            words += self._window(
+                w,
+                strides_at + i * ndim,
+                KIND=kinds[i],
+                ALIGNED=int(read[w[ROW]] >= READ_OFTEN),
+                AHEAD=int(ahead),
+            )
             strides += w[STRIDES:]
         numbers: dict[int, int] = {}
         for i, out in enumerate(outs, len(inputs)):
             if out.extra:
                 numbers[id(out)] = region.buffers + len(self.extras)
                 self.extras.append(self.extra)
-                self.extra += -(-8 * out.extra // _ALIGNED) * _ALIGNED
+                self.extra += -(-region.itemsize * out.extra // _ALIGNED) * _ALIGNED
             words += self._window(
                 out.window,
                 strides_at + i * ndim,
@@ -163,7 +190,7 @@ class Lowered:
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
         self.address = int(self.words.ctypes.data)
-        rows = region.rows * (8 * block + 8 + W.PAD) + 2 * 8 * W.WIDTH
+        rows = region.rows * (region.itemsize * block + 8 + W.PAD) + 2 * W.VECTOR
         self.scratch = -(-rows // _ALIGNED) * _ALIGNED
 
     def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
@@ -254,7 +281,7 @@ def _chunk_size(n: int, instructions: int, block: int, outs: list[_Out]) -> int:
     return chunk
 
 
-def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
+def _arrange(outs: list[_Out], n: int, width: int, chunk: int, chunks: int) -> list[_Out]:
     """Decide how the out-windows on one buffer are carried out; return them in their order."""
     if _apart(outs):
         alone, rest = outs, []
@@ -267,7 +294,7 @@ def _arrange(outs: list[_Out], n: int, chunk: int, chunks: int) -> list[_Out]:
         if out.flat:
             out.kind = "FLAT"
         elif out.uniform:
-            out.kind, out.extra = "SUM", chunks * W.WIDTH
+            out.kind, out.extra = "SUM", chunks * width
         elif out.injective:
             out.kind = "WALK"
         elif chunks == 1 or (out.run and chunk % out.run == 0):
@@ -315,12 +342,10 @@ def _put_aside(out: _Out, n: int, chunks: int) -> None:
         out.kind, out.extra = "LATER", n
 
 
-def _choose_places(region: Region, outs: list[_Out]) -> None:
-    """Let results be written where they are to go, a row to one place."""
+def _choose_places(region: Region, outs: list[_Out], streams: bool) -> None:
+    """Let results be written where they are to go, a row to one place, or past the cache."""
     results = set(region.code[:, 1].tolist())
     rows = [out.row for out in outs]
-    flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
-    streams = 8 * region.size * flat > STREAM_BYTES
     for out in outs:
         if streams and out.kind == "FLAT" and out.how == SET:
             out.streamed = True

@@ -81,8 +81,11 @@ class Region:
         index array the lane's element is ``buffer[place]``, with one it is
         ``buffer[base + index[place]]``.
     buffers : int
-        How many buffers the windows name: flat arrays of float64, or of uint32 for index arrays,
+        How many buffers the windows name: flat arrays of `real`, or of uint32 for index arrays,
         which whoever runs the region hands in.
+    real : str
+        The type of its numbers, "float64" or "float32": the results of all instructions, and sums,
+        are rounded to it.
 
     Notes
     -----
@@ -95,7 +98,7 @@ class Region:
     """
 
     __slots__ = ("__weakref__", "buffers", "code", "constants", "inputs", "lowered", "outputs",
-                 "rows", "shape")  # fmt: skip
+                 "real", "rows", "shape")  # fmt: skip
 
     def __init__(
         self,
@@ -105,8 +108,10 @@ class Region:
         inputs: Ints,
         outputs: Ints,
         rows: int,
+        real: str = "float64",
     ) -> None:
         self.shape = shape
+        self.real = real
         self.code = code
         self.constants = constants
         self.inputs = inputs
@@ -120,6 +125,11 @@ class Region:
     def size(self) -> int:
         """Number of lanes."""
         return prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return 4 if self.real == "float32" else 8
 
     def __repr__(self) -> str:
         return (
@@ -166,6 +176,8 @@ class RegionBuilder:
     ----------
     shape : tuple of int
         Extents of the lanes.
+    real : str
+        The type of the numbers; the row ``float32`` does nothing where it is that.
 
     Examples
     --------
@@ -180,8 +192,9 @@ class RegionBuilder:
     array([30.])
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, real: str = "float64") -> None:
         self.shape = shape
+        self.real = real
         self._constants: dict[bytes, int] = {}
         self._inputs: list[list[int]] = []
         self._known: dict[tuple[int, ...], int] = {}
@@ -217,6 +230,8 @@ class RegionBuilder:
                 f"a region has no instruction {ROW_OF[opcode]} (opcode {opcode}) of {len(values)} "
                 f"operands"
             )
+        if ROW_OF[opcode] == self.real:
+            return values[0]
         self._code += (opcode, *values, *(0,) * (3 - len(values)))
         return len(self._code) // 4 - 1
 
@@ -294,7 +309,7 @@ class RegionBuilder:
         still = (0,) * len(self.shape)
         regions = []
         for part in cut.parts:
-            build = RegionBuilder(self.shape)
+            build = RegionBuilder(self.shape, self.real)
             known = {value: build.input(buffer, still, place) for value, place in part.brought}
             value_of = partial(self._in_part, build, known, constants)
 
@@ -353,7 +368,7 @@ class RegionBuilder:
         carried = number(outputs[:, ROW])
         final, row, rows = allocated(op, *map(number, values), fixed=fixed, carried=carried)
         outputs[:, ROW] = row[carried]
-        return Region(self.shape, final, constants, inputs, outputs, rows)
+        return Region(self.shape, final, constants, inputs, outputs, rows, self.real)
 
 
 def allocated(
@@ -392,10 +407,10 @@ def run_reference(region: Region, buffers: Sequence[Any]) -> None:
     ----------
     region : Region
     buffers : sequence of ndarray
-        Flat arrays, float64 for values and uint32 for index arrays; those that out-windows name
-        are written.
+        Flat arrays, of the region's type for values and uint32 for index arrays; those that
+        out-windows name are written.
     """
-    rows = np.zeros((region.rows, region.size))
+    rows = np.zeros((region.rows, region.size), region.real)
     for row, value in enumerate(region.constants):
         rows[row] = value
     for window in region.inputs:
@@ -403,7 +418,8 @@ def run_reference(region: Region, buffers: Sequence[Any]) -> None:
     for op, row, *operands in region.code.tolist():
         rule = FORWARD[op]
         columns = [rows[x].tolist() for x in operands[: ARITIES[op]]]
-        rows[row] = [rule(*values) for values in zip(*columns, strict=True)]
+        with np.errstate(over="ignore"):
+            rows[row] = [rule(*values) for values in zip(*columns, strict=True)]
     places = [lanes_of(region, window, buffers) for window in region.outputs]
     for window, elements in zip(region.outputs, places, strict=True):
         if window[HOW] != ADD:  # -0.0, to which adding anything gives just that

@@ -8,16 +8,19 @@ added up in their order.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import at_caller
+from . import straight
 from .lowering import Lowered
 from .region import Region
 
@@ -140,16 +143,18 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-_kernel: tuple[Any, int] | None = None
+_kernels: dict[str, tuple[Any, int]] = {}
 
 
-def load_kernel() -> tuple[Any, int]:
+def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
-    global _kernel
-    from ..kernels.cpu import regions  # numba comes with it
+    if real == "float32":
+        from ..kernels.cpu import regions32 as executor
+    else:
+        from ..kernels.cpu import regions as executor  # numba comes with it
 
-    _kernel = regions.run, regions.compile_all()
-    return _kernel
+    _kernels[real] = executor.run, executor.compile_all()
+    return _kernels[real]
 
 
 def aligned(room: np.ndarray[Any, Any]) -> int:
@@ -172,18 +177,43 @@ def run_region(region: Region, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
     ----------
     region : Region
     buffers : sequence of ndarray
-        Flat and contiguous: float64 for values, which out-windows write, and uint32 for index
-        arrays.
+        Flat and contiguous: of the region's type for values, which out-windows write, and uint32
+        for index arrays.
     """
     run_addresses(region, [int(buffer.ctypes.data) for buffer in buffers])
 
 
 def run_addresses(region: Region, addresses: list[int]) -> None:
     """Run a region on buffers that are known by their addresses; whoever calls keeps them alive."""
-    run, blocks = _kernel or load_kernel()
+    run, blocks = _kernels.get(region.real) or load_kernel(region.real)
     lowered = region.lowered or lower(region)
     if lowered.size == 0:
         return
+    if lowered.straight:
+        _run(run, lowered.straight, region, lowered, addresses)
+        return
+    start = perf_counter()
+    _run(run, blocks, region, lowered, addresses)
+    earn(region, lowered, perf_counter() - start)
+
+
+def earn(region: Region, lowered: Lowered, seconds: float) -> None:
+    """Count the time that a region is run; compile it once that has taken as long as compiling."""
+    if lowered.left < 0.0:
+        lowered.left = straight.cost(region)
+    lowered.left = max(lowered.left - seconds, 0.0)
+    if lowered.left == 0.0:
+        specialise(region)
+
+
+def specialise(region: Region) -> None:
+    """Compile a region, if that is to be done."""
+    lowered = region.lowered or lower(region)
+    if not lowered.straight and straight.cost(region) < math.inf:
+        lowered.straight = straight.compile_region(region, lowered.uniform)
+
+
+def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: list[int]) -> None:
     table = array("q", addresses)
     extra = None  # held until the end
     if lowered.extra > SMALL_EXTRA:

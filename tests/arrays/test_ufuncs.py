@@ -195,6 +195,14 @@ def test_an_in_place_operator_keeps_the_array_and_its_dtype(name, value):
         np.testing.assert_array_equal(view.value, y.value[::-1])
 
 
+@pytest.mark.parametrize("compare", [np.less, np.less_equal, np.equal, np.not_equal])
+def test_numbers_that_singles_are_compared_with_are_rounded_as_numpy_rounds_them(compare):
+    value = np.array([0.9, 0.5, 0.3], np.float32)
+    for number in (0.9, 0.3, 0.1):
+        same(compare(tg.array(value), number), compare(value, number))
+        same(compare(number, tg.array(value)), compare(number, value))
+
+
 def test_in_place_operators_of_numbers_make_new_numbers():
     x = tg.array(2.0)
     y = x

@@ -134,6 +134,47 @@ def test_float32():
     np.testing.assert_allclose(gradients, 2.0 * X, rtol=1e-6)  # twelve ulp of float32
 
 
+def test_lanes_of_single_precision_round_as_the_program_does():
+    points = RNG.uniform(0.5, 2.0, (500, 3)).astype(np.float32)
+
+    def f(x):
+        y = x[0] * x[1] + 0.1
+        y = (y - x[2] / 3) * (y + np.sqrt(x[0])) if y > 0.9 else -y * x[1]
+        return y * abs(x[2] - 1), np.maximum(y, x[0])
+
+    program = tg.record(f, points[0])
+    with tg.executor("compiled"):
+        found = program.map(points)
+        assert program.map.paths == 2
+    task = batches.Task("value")
+    assert task.lanes(program, single=True).real == "float32"
+    for i in range(500):
+        alone = tg.record(f, points[i])(points[i])
+        for one, many in zip(alone, found, strict=True):
+            assert many.dtype == np.float32
+            assert np.float32(one) == many[i]
+
+
+def test_gradients_of_single_precision():
+    points = RNG.uniform(0.5, 2.0, (500, 3)).astype(np.float32)
+
+    def f(x):
+        return np.sum(np.tanh(x) * np.exp(-x) ** 2) / np.max(x)
+
+    program = tg.record(f, points[0])
+    values, gradients = program.map.value_and_grad(points)
+    assert batches.Task("value_and_grad").lanes(program, single=True).real == "float32"
+    assert values.dtype == gradients.dtype == np.float32
+    double = points.astype(np.float64)
+    np.testing.assert_allclose(values, each(f, double), rtol=2e-6)  # some roundings of 6e-8
+    np.testing.assert_allclose(gradients, each(tg.grad(f), double), rtol=2e-5, atol=1e-6)
+    # Arguments of double precision are not rounded.
+    assert program.map.grad(double).dtype == gradients.dtype
+    strided = np.zeros((500, 6), np.float32)
+    strided[:, ::2] = points
+    np.testing.assert_array_equal(program.map.grad(strided[:, ::2]), gradients)
+
+
 def test_results_that_depend_on_nothing():
     program = tg.record(lambda x: (x, 3.0, np.arange(2.0)), 1.0)
     values, three, row = program.map(X[:, 0])
