@@ -121,7 +121,7 @@ class Program(Recorded):
         calls = self._calls
         if calls is not None and not kwargs and not execute.overriding:
             found = calls.value(args)
-            if found is not None:
+            if found is not None and (self._origin is None or _is_finite(found)):
                 return found
         leaves = self._leaves(args, kwargs)
         if any_tracked(leaves):
