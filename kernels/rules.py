@@ -127,8 +127,8 @@ def reverse_multiply(w: float, x: float, y: float, out: float) -> tuple[float, f
 
 
 def tangent_multiply(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * y if tx else 0.0
-    from_y = ty * x if ty else 0.0
+    from_x = tx * y if tx and y else 0.0
+    from_y = ty * x if ty and x else 0.0
     return from_x + from_y
 
 
@@ -141,8 +141,10 @@ def reverse_divide(w: float, x: float, y: float, out: float) -> tuple[float, flo
 
 
 def tangent_divide(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = divide(tx, y) if tx else 0.0
-    from_y = ty * divide(-out, y) if ty else 0.0
+    slope_x = divide(1, y)
+    slope_y = divide(-out, y)
+    from_x = divide(tx, y) if tx and slope_x else 0.0
+    from_y = ty * divide(-out, y) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -191,7 +193,8 @@ def reverse_absolute(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_absolute(x: float, out: float, tx: float) -> float:
-    return tx * sign(x) if tx else 0.0
+    slope_x = sign(x)
+    return tx * sign(x) if tx and slope_x else 0.0
 
 
 def forward_fabs(x: float) -> float:
@@ -203,7 +206,8 @@ def reverse_fabs(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_fabs(x: float, out: float, tx: float) -> float:
-    return tx * sign(x) if tx else 0.0
+    slope_x = sign(x)
+    return tx * sign(x) if tx and slope_x else 0.0
 
 
 def forward_sign(x: float) -> float:
@@ -227,7 +231,10 @@ def reverse_copysign(w: float, x: float, y: float, out: float) -> tuple[float, f
 
 
 def tangent_copysign(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if x == 0.0 else tx * (copysign(1.0, x) * copysign(1.0, y))) if tx else 0.0
+    slope_x = 0.0 if x == 0.0 else copysign(1.0, x) * copysign(1.0, y)
+    return (
+        (0.0 if x == 0.0 else tx * (copysign(1.0, x) * copysign(1.0, y))) if tx and slope_x else 0.0
+    )
 
 
 def forward_float32(x: float) -> float:
@@ -266,8 +273,12 @@ def reverse_power(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_power(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * (y * power(x, y - 1.0))) if tx else 0.0
-    from_y = (0.0 if x == 0.0 and y >= 0.0 else ty * (out * log(x))) if ty else 0.0
+    slope_x = 0.0 if x == 0.0 and y == 0.0 else y * power(x, y - 1.0)
+    slope_y = 0.0 if x == 0.0 and y >= 0.0 else out * log(x)
+    from_x = (
+        (0.0 if x == 0.0 and y == 0.0 else tx * (y * power(x, y - 1.0))) if tx and slope_x else 0.0
+    )
+    from_y = (0.0 if x == 0.0 and y >= 0.0 else ty * (out * log(x))) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -280,7 +291,8 @@ def reverse_integer_power(w: float, x: float, y: float, out: float) -> tuple[flo
 
 
 def tangent_integer_power(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (0.0 if y == 0.0 else tx * (y * integer_power(x, y - 1.0))) if tx else 0.0
+    slope_x = 0.0 if y == 0.0 else y * integer_power(x, y - 1.0)
+    return (0.0 if y == 0.0 else tx * (y * integer_power(x, y - 1.0))) if tx and slope_x else 0.0
 
 
 def forward_square(x: float) -> float:
@@ -292,7 +304,8 @@ def reverse_square(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_square(x: float, out: float, tx: float) -> float:
-    return tx * (2 * x) if tx else 0.0
+    slope_x = 2 * x
+    return tx * (2 * x) if tx and slope_x else 0.0
 
 
 def forward_reciprocal(x: float) -> float:
@@ -304,7 +317,8 @@ def reverse_reciprocal(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_reciprocal(x: float, out: float, tx: float) -> float:
-    return tx * (-out * out) if tx else 0.0
+    slope_x = -out * out
+    return tx * (-out * out) if tx and slope_x else 0.0
 
 
 def forward_sqrt(x: float) -> float:
@@ -316,7 +330,8 @@ def reverse_sqrt(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sqrt(x: float, out: float, tx: float) -> float:
-    return (tx * inf if x == 0.0 else tx * divide(0.5, out)) if tx else 0.0
+    slope_x = inf if x == 0.0 else divide(0.5, out)
+    return (tx * inf if x == 0.0 else tx * divide(0.5, out)) if tx and slope_x else 0.0
 
 
 def forward_cbrt(x: float) -> float:
@@ -328,7 +343,8 @@ def reverse_cbrt(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cbrt(x: float, out: float, tx: float) -> float:
-    return divide(tx, 3 * out * out) if tx else 0.0
+    slope_x = divide(1, 3 * out * out)
+    return divide(tx, 3 * out * out) if tx and slope_x else 0.0
 
 
 def forward_hypot(x: float, y: float) -> float:
@@ -343,8 +359,10 @@ def reverse_hypot(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_hypot(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * divide(x, out)) if tx else 0.0
-    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(y, out)) if ty else 0.0
+    slope_x = 0.0 if x == 0.0 and y == 0.0 else divide(x, out)
+    slope_y = 0.0 if x == 0.0 and y == 0.0 else divide(y, out)
+    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * divide(x, out)) if tx and slope_x else 0.0
+    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(y, out)) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -357,7 +375,7 @@ def reverse_exp(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_exp(x: float, out: float, tx: float) -> float:
-    return tx * out if tx else 0.0
+    return tx * out if tx and out else 0.0
 
 
 def forward_exp2(x: float) -> float:
@@ -369,7 +387,8 @@ def reverse_exp2(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_exp2(x: float, out: float, tx: float) -> float:
-    return tx * (LN2 * out) if tx else 0.0
+    slope_x = LN2 * out
+    return tx * (LN2 * out) if tx and slope_x else 0.0
 
 
 def forward_expm1(x: float) -> float:
@@ -381,7 +400,8 @@ def reverse_expm1(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_expm1(x: float, out: float, tx: float) -> float:
-    return tx * exp(x) if tx else 0.0
+    slope_x = exp(x)
+    return tx * exp(x) if tx and slope_x else 0.0
 
 
 def forward_log(x: float) -> float:
@@ -393,7 +413,8 @@ def reverse_log(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log(x: float, out: float, tx: float) -> float:
-    return divide(tx, x) if tx else 0.0
+    slope_x = divide(1, x)
+    return divide(tx, x) if tx and slope_x else 0.0
 
 
 def forward_log2(x: float) -> float:
@@ -405,7 +426,8 @@ def reverse_log2(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log2(x: float, out: float, tx: float) -> float:
-    return tx * divide(LOG2E, x) if tx else 0.0
+    slope_x = divide(LOG2E, x)
+    return tx * divide(LOG2E, x) if tx and slope_x else 0.0
 
 
 def forward_log10(x: float) -> float:
@@ -417,7 +439,8 @@ def reverse_log10(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log10(x: float, out: float, tx: float) -> float:
-    return tx * divide(LOG10E, x) if tx else 0.0
+    slope_x = divide(LOG10E, x)
+    return tx * divide(LOG10E, x) if tx and slope_x else 0.0
 
 
 def forward_log1p(x: float) -> float:
@@ -429,7 +452,8 @@ def reverse_log1p(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log1p(x: float, out: float, tx: float) -> float:
-    return divide(tx, 1 + x) if tx else 0.0
+    slope_x = divide(1, 1 + x)
+    return divide(tx, 1 + x) if tx and slope_x else 0.0
 
 
 def forward_logaddexp(x: float, y: float) -> float:
@@ -444,8 +468,10 @@ def reverse_logaddexp(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_logaddexp(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y and isinf(x) else tx * expit(x - y)) if tx else 0.0
-    from_y = (ty * 0.5 if x == y and isinf(x) else ty * expit(y - x)) if ty else 0.0
+    slope_x = 0.5 if x == y and isinf(x) else expit(x - y)
+    slope_y = 0.5 if x == y and isinf(x) else expit(y - x)
+    from_x = (tx * 0.5 if x == y and isinf(x) else tx * expit(x - y)) if tx and slope_x else 0.0
+    from_y = (ty * 0.5 if x == y and isinf(x) else ty * expit(y - x)) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -461,8 +487,14 @@ def reverse_logaddexp2(w: float, x: float, y: float, out: float) -> tuple[float,
 
 
 def tangent_logaddexp2(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y and isinf(x) else tx * expit(LN2 * (x - y))) if tx else 0.0
-    from_y = (ty * 0.5 if x == y and isinf(x) else ty * expit(LN2 * (y - x))) if ty else 0.0
+    slope_x = 0.5 if x == y and isinf(x) else expit(LN2 * (x - y))
+    slope_y = 0.5 if x == y and isinf(x) else expit(LN2 * (y - x))
+    from_x = (
+        (tx * 0.5 if x == y and isinf(x) else tx * expit(LN2 * (x - y))) if tx and slope_x else 0.0
+    )
+    from_y = (
+        (ty * 0.5 if x == y and isinf(x) else ty * expit(LN2 * (y - x))) if ty and slope_y else 0.0
+    )
     return from_x + from_y
 
 
@@ -475,7 +507,8 @@ def reverse_sin(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sin(x: float, out: float, tx: float) -> float:
-    return tx * cos(x) if tx else 0.0
+    slope_x = cos(x)
+    return tx * cos(x) if tx and slope_x else 0.0
 
 
 def forward_cos(x: float) -> float:
@@ -487,7 +520,8 @@ def reverse_cos(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cos(x: float, out: float, tx: float) -> float:
-    return -(tx * sin(x)) if tx else 0.0
+    slope_x = -sin(x)
+    return -(tx * sin(x)) if tx and slope_x else 0.0
 
 
 def forward_tan(x: float) -> float:
@@ -499,7 +533,8 @@ def reverse_tan(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_tan(x: float, out: float, tx: float) -> float:
-    return tx * (1 + out * out) if tx else 0.0
+    slope_x = 1 + out * out
+    return tx * (1 + out * out) if tx and slope_x else 0.0
 
 
 def forward_arcsin(x: float) -> float:
@@ -511,7 +546,8 @@ def reverse_arcsin(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arcsin(x: float, out: float, tx: float) -> float:
-    return divide(tx, sqrt((1 - x) * (1 + x))) if tx else 0.0
+    slope_x = divide(1, sqrt((1 - x) * (1 + x)))
+    return divide(tx, sqrt((1 - x) * (1 + x))) if tx and slope_x else 0.0
 
 
 def forward_arccos(x: float) -> float:
@@ -523,7 +559,8 @@ def reverse_arccos(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arccos(x: float, out: float, tx: float) -> float:
-    return tx * divide(-1, sqrt((1 - x) * (1 + x))) if tx else 0.0
+    slope_x = divide(-1, sqrt((1 - x) * (1 + x)))
+    return tx * divide(-1, sqrt((1 - x) * (1 + x))) if tx and slope_x else 0.0
 
 
 def forward_arctan(x: float) -> float:
@@ -535,7 +572,8 @@ def reverse_arctan(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arctan(x: float, out: float, tx: float) -> float:
-    return divide(tx, 1 + x * x) if tx else 0.0
+    slope_x = divide(1, 1 + x * x)
+    return divide(tx, 1 + x * x) if tx and slope_x else 0.0
 
 
 def forward_arctan2(x: float, y: float) -> float:
@@ -552,8 +590,14 @@ def reverse_arctan2(w: float, x: float, y: float, out: float) -> tuple[float, fl
 
 def tangent_arctan2(x: float, y: float, out: float, tx: float, ty: float) -> float:
     r = hypot(x, y)
-    from_x = (0.0 if x == 0.0 and y == 0.0 else tx * divide(divide(y, r), r)) if tx else 0.0
-    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(divide(-x, r), r)) if ty else 0.0
+    slope_x = 0.0 if x == 0.0 and y == 0.0 else divide(divide(y, r), r)
+    slope_y = 0.0 if x == 0.0 and y == 0.0 else divide(divide(-x, r), r)
+    from_x = (
+        (0.0 if x == 0.0 and y == 0.0 else tx * divide(divide(y, r), r)) if tx and slope_x else 0.0
+    )
+    from_y = (
+        (0.0 if x == 0.0 and y == 0.0 else ty * divide(divide(-x, r), r)) if ty and slope_y else 0.0
+    )
     return from_x + from_y
 
 
@@ -566,7 +610,7 @@ def reverse_degrees(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_degrees(x: float, out: float, tx: float) -> float:
-    return tx * DEGREES_PER_RADIAN if tx else 0.0
+    return tx * DEGREES_PER_RADIAN if tx and DEGREES_PER_RADIAN else 0.0
 
 
 def forward_radians(x: float) -> float:
@@ -578,7 +622,7 @@ def reverse_radians(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_radians(x: float, out: float, tx: float) -> float:
-    return tx * RADIANS_PER_DEGREE if tx else 0.0
+    return tx * RADIANS_PER_DEGREE if tx and RADIANS_PER_DEGREE else 0.0
 
 
 def forward_sinh(x: float) -> float:
@@ -590,7 +634,8 @@ def reverse_sinh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sinh(x: float, out: float, tx: float) -> float:
-    return tx * cosh(x) if tx else 0.0
+    slope_x = cosh(x)
+    return tx * cosh(x) if tx and slope_x else 0.0
 
 
 def forward_cosh(x: float) -> float:
@@ -602,7 +647,8 @@ def reverse_cosh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_cosh(x: float, out: float, tx: float) -> float:
-    return tx * sinh(x) if tx else 0.0
+    slope_x = sinh(x)
+    return tx * sinh(x) if tx and slope_x else 0.0
 
 
 def forward_tanh(x: float) -> float:
@@ -614,7 +660,8 @@ def reverse_tanh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_tanh(x: float, out: float, tx: float) -> float:
-    return tx * (1 - out * out) if tx else 0.0
+    slope_x = 1 - out * out
+    return tx * (1 - out * out) if tx and slope_x else 0.0
 
 
 def forward_arcsinh(x: float) -> float:
@@ -626,7 +673,8 @@ def reverse_arcsinh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arcsinh(x: float, out: float, tx: float) -> float:
-    return divide(tx, hypot(x, 1.0)) if tx else 0.0
+    slope_x = divide(1, hypot(x, 1.0))
+    return divide(tx, hypot(x, 1.0)) if tx and slope_x else 0.0
 
 
 def forward_arccosh(x: float) -> float:
@@ -638,7 +686,8 @@ def reverse_arccosh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arccosh(x: float, out: float, tx: float) -> float:
-    return divide(tx, sqrt(x - 1) * sqrt(x + 1)) if tx else 0.0
+    slope_x = divide(1, sqrt(x - 1) * sqrt(x + 1))
+    return divide(tx, sqrt(x - 1) * sqrt(x + 1)) if tx and slope_x else 0.0
 
 
 def forward_arctanh(x: float) -> float:
@@ -650,7 +699,8 @@ def reverse_arctanh(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_arctanh(x: float, out: float, tx: float) -> float:
-    return divide(tx, (1 - x) * (1 + x)) if tx else 0.0
+    slope_x = divide(1, (1 - x) * (1 + x))
+    return divide(tx, (1 - x) * (1 + x)) if tx and slope_x else 0.0
 
 
 def forward_floor(x: float) -> float:
@@ -710,8 +760,9 @@ def reverse_remainder(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_remainder(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    slope_y = -floor_divide(x, y)
     from_x = tx if tx else 0.0
-    from_y = -(ty * floor_divide(x, y)) if ty else 0.0
+    from_y = -(ty * floor_divide(x, y)) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -724,8 +775,9 @@ def reverse_fmod(w: float, x: float, y: float, out: float) -> tuple[float, float
 
 
 def tangent_fmod(x: float, y: float, out: float, tx: float, ty: float) -> float:
+    slope_y = -rint(divide(x - out, y))
     from_x = tx if tx else 0.0
-    from_y = -(ty * rint(divide(x - out, y))) if ty else 0.0
+    from_y = -(ty * rint(divide(x - out, y))) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -774,7 +826,8 @@ def reverse_frexp_mantissa(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_frexp_mantissa(x: float, out: float, tx: float) -> float:
-    return tx * ldexp(1.0, -frexp_exponent(x)) if tx else 0.0
+    slope_x = ldexp(1.0, -frexp_exponent(x))
+    return tx * ldexp(1.0, -frexp_exponent(x)) if tx and slope_x else 0.0
 
 
 def forward_frexp_exponent(x: float) -> float:
@@ -798,7 +851,8 @@ def reverse_ldexp(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_ldexp(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return tx * ldexp(1.0, y) if tx else 0.0
+    slope_x = ldexp(1.0, y)
+    return tx * ldexp(1.0, y) if tx and slope_x else 0.0
 
 
 def forward_nextafter(x: float, y: float) -> float:
@@ -810,8 +864,8 @@ def reverse_nextafter(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_nextafter(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * nan if tx else 0.0
-    from_y = ty * nan if ty else 0.0
+    from_x = tx * nan if tx and nan else 0.0
+    from_y = ty * nan if ty and nan else 0.0
     return from_x + from_y
 
 
@@ -824,7 +878,7 @@ def reverse_spacing(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_spacing(x: float, out: float, tx: float) -> float:
-    return tx * nan if tx else 0.0
+    return tx * nan if tx and nan else 0.0
 
 
 def forward_maximum(x: float, y: float) -> float:
@@ -839,8 +893,10 @@ def reverse_maximum(w: float, x: float, y: float, out: float) -> tuple[float, fl
 
 
 def tangent_maximum(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(x) else 0.0) if tx else 0.0
-    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(x) else ty) if ty else 0.0
+    slope_x = 0.5 if x == y else 1 if x > y or isnan(x) else 0
+    slope_y = 0.5 if x == y else 0 if x > y or isnan(x) else 1
+    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(x) else 0.0) if tx and slope_x else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(x) else ty) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -856,8 +912,10 @@ def reverse_minimum(w: float, x: float, y: float, out: float) -> tuple[float, fl
 
 
 def tangent_minimum(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(x) else 0.0) if tx else 0.0
-    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(x) else ty) if ty else 0.0
+    slope_x = 0.5 if x == y else 1 if x < y or isnan(x) else 0
+    slope_y = 0.5 if x == y else 0 if x < y or isnan(x) else 1
+    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(x) else 0.0) if tx and slope_x else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(x) else ty) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -873,8 +931,10 @@ def reverse_fmax(w: float, x: float, y: float, out: float) -> tuple[float, float
 
 
 def tangent_fmax(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(y) else 0.0) if tx else 0.0
-    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(y) else ty) if ty else 0.0
+    slope_x = 0.5 if x == y else 1 if x > y or isnan(y) else 0
+    slope_y = 0.5 if x == y else 0 if x > y or isnan(y) else 1
+    from_x = (tx * 0.5 if x == y else tx if x > y or isnan(y) else 0.0) if tx and slope_x else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x > y or isnan(y) else ty) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -890,8 +950,10 @@ def reverse_fmin(w: float, x: float, y: float, out: float) -> tuple[float, float
 
 
 def tangent_fmin(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(y) else 0.0) if tx else 0.0
-    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(y) else ty) if ty else 0.0
+    slope_x = 0.5 if x == y else 1 if x < y or isnan(y) else 0
+    slope_y = 0.5 if x == y else 0 if x < y or isnan(y) else 1
+    from_x = (tx * 0.5 if x == y else tx if x < y or isnan(y) else 0.0) if tx and slope_x else 0.0
+    from_y = (ty * 0.5 if x == y else 0.0 if x < y or isnan(y) else ty) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -1074,8 +1136,10 @@ def reverse_where(w: float, x: float, y: float, z: float, out: float) -> tuple[f
 def tangent_where(
     x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
 ) -> float:
-    from_y = (ty if x != 0.0 else 0.0) if ty else 0.0
-    from_z = (0.0 if x != 0.0 else tz) if tz else 0.0
+    slope_y = 1 if x != 0.0 else 0
+    slope_z = 0 if x != 0.0 else 1
+    from_y = (ty if x != 0.0 else 0.0) if ty and slope_y else 0.0
+    from_z = (0.0 if x != 0.0 else tz) if tz and slope_z else 0.0
     return from_y + from_z
 
 
@@ -1088,7 +1152,8 @@ def reverse_heaviside(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_heaviside(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return (ty if x == 0.0 else 0.0) if ty else 0.0
+    slope_y = 1 if x == 0.0 else 0
+    return (ty if x == 0.0 else 0.0) if ty and slope_y else 0.0
 
 
 def forward_erf(x: float) -> float:
@@ -1100,7 +1165,8 @@ def reverse_erf(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_erf(x: float, out: float, tx: float) -> float:
-    return tx * (TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0
+    slope_x = TWO_OVER_SQRT_PI * exp(-x * x)
+    return tx * (TWO_OVER_SQRT_PI * exp(-x * x)) if tx and slope_x else 0.0
 
 
 def forward_erfc(x: float) -> float:
@@ -1112,7 +1178,8 @@ def reverse_erfc(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_erfc(x: float, out: float, tx: float) -> float:
-    return tx * (-TWO_OVER_SQRT_PI * exp(-x * x)) if tx else 0.0
+    slope_x = -TWO_OVER_SQRT_PI * exp(-x * x)
+    return tx * (-TWO_OVER_SQRT_PI * exp(-x * x)) if tx and slope_x else 0.0
 
 
 def forward_gamma(x: float) -> float:
@@ -1124,7 +1191,8 @@ def reverse_gamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_gamma(x: float, out: float, tx: float) -> float:
-    return tx * (out * digamma(x)) if tx else 0.0
+    slope_x = out * digamma(x)
+    return tx * (out * digamma(x)) if tx and slope_x else 0.0
 
 
 def forward_lgamma(x: float) -> float:
@@ -1136,7 +1204,8 @@ def reverse_lgamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_lgamma(x: float, out: float, tx: float) -> float:
-    return tx * digamma(x) if tx else 0.0
+    slope_x = digamma(x)
+    return tx * digamma(x) if tx and slope_x else 0.0
 
 
 def forward_digamma(x: float) -> float:
@@ -1148,7 +1217,8 @@ def reverse_digamma(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_digamma(x: float, out: float, tx: float) -> float:
-    return tx * polygamma(1.0, x) if tx else 0.0
+    slope_x = polygamma(1.0, x)
+    return tx * polygamma(1.0, x) if tx and slope_x else 0.0
 
 
 def forward_polygamma(x: float, y: float) -> float:
@@ -1160,7 +1230,8 @@ def reverse_polygamma(w: float, x: float, y: float, out: float) -> tuple[float, 
 
 
 def tangent_polygamma(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return ty * polygamma(x + 1.0, y) if ty else 0.0
+    slope_y = polygamma(x + 1.0, y)
+    return ty * polygamma(x + 1.0, y) if ty and slope_y else 0.0
 
 
 def forward_expit(x: float) -> float:
@@ -1172,7 +1243,8 @@ def reverse_expit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_expit(x: float, out: float, tx: float) -> float:
-    return tx * (out * expit(-x)) if tx else 0.0
+    slope_x = out * expit(-x)
+    return tx * (out * expit(-x)) if tx and slope_x else 0.0
 
 
 def forward_logit(x: float) -> float:
@@ -1184,7 +1256,8 @@ def reverse_logit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_logit(x: float, out: float, tx: float) -> float:
-    return divide(tx, x * (1 - x)) if tx else 0.0
+    slope_x = divide(1, x * (1 - x))
+    return divide(tx, x * (1 - x)) if tx and slope_x else 0.0
 
 
 def forward_log_expit(x: float) -> float:
@@ -1196,7 +1269,8 @@ def reverse_log_expit(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_log_expit(x: float, out: float, tx: float) -> float:
-    return tx * expit(-x) if tx else 0.0
+    slope_x = expit(-x)
+    return tx * expit(-x) if tx and slope_x else 0.0
 
 
 def forward_softplus(x: float) -> float:
@@ -1208,7 +1282,8 @@ def reverse_softplus(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_softplus(x: float, out: float, tx: float) -> float:
-    return tx * expit(x) if tx else 0.0
+    slope_x = expit(x)
+    return tx * expit(x) if tx and slope_x else 0.0
 
 
 def forward_xlogy(x: float, y: float) -> float:
@@ -1220,8 +1295,10 @@ def reverse_xlogy(w: float, x: float, y: float, out: float) -> tuple[float, floa
 
 
 def tangent_xlogy(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * log(y) if tx else 0.0
-    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(x, y)) if ty else 0.0
+    slope_x = log(y)
+    slope_y = 0.0 if x == 0.0 and y == 0.0 else divide(x, y)
+    from_x = tx * log(y) if tx and slope_x else 0.0
+    from_y = (0.0 if x == 0.0 and y == 0.0 else ty * divide(x, y)) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -1234,8 +1311,10 @@ def reverse_xlog1py(w: float, x: float, y: float, out: float) -> tuple[float, fl
 
 
 def tangent_xlog1py(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * log1p(y) if tx else 0.0
-    from_y = (0.0 if x == 0.0 and y == -1.0 else ty * divide(x, 1 + y)) if ty else 0.0
+    slope_x = log1p(y)
+    slope_y = 0.0 if x == 0.0 and y == -1.0 else divide(x, 1 + y)
+    from_x = tx * log1p(y) if tx and slope_x else 0.0
+    from_y = (0.0 if x == 0.0 and y == -1.0 else ty * divide(x, 1 + y)) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -1248,7 +1327,8 @@ def reverse_sinc(w: float, x: float, out: float) -> tuple[float]:
 
 
 def tangent_sinc(x: float, out: float, tx: float) -> float:
-    return tx * sinc_derivative(1.0, x) if tx else 0.0
+    slope_x = sinc_derivative(1.0, x)
+    return tx * sinc_derivative(1.0, x) if tx and slope_x else 0.0
 
 
 def forward_sinc_derivative(x: float, y: float) -> float:
@@ -1260,7 +1340,8 @@ def reverse_sinc_derivative(w: float, x: float, y: float, out: float) -> tuple[f
 
 
 def tangent_sinc_derivative(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    return ty * sinc_derivative(x + 1.0, y) if ty else 0.0
+    slope_y = sinc_derivative(x + 1.0, y)
+    return ty * sinc_derivative(x + 1.0, y) if ty and slope_y else 0.0
 
 
 def forward_adjoint_multiply(x: float, y: float) -> float:
@@ -1272,8 +1353,8 @@ def reverse_adjoint_multiply(w: float, x: float, y: float, out: float) -> tuple[
 
 
 def tangent_adjoint_multiply(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * y if tx else 0.0
-    from_y = ty * x if ty else 0.0
+    from_x = tx * y if tx and y else 0.0
+    from_y = ty * x if ty and x else 0.0
     return from_x + from_y
 
 
@@ -1286,8 +1367,10 @@ def reverse_adjoint_divide(w: float, x: float, y: float, out: float) -> tuple[fl
 
 
 def tangent_adjoint_divide(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = divide(tx, y) if tx else 0.0
-    from_y = ty * divide(-out, y) if ty else 0.0
+    slope_x = divide(1, y)
+    slope_y = divide(-out, y)
+    from_x = divide(tx, y) if tx and slope_x else 0.0
+    from_y = ty * divide(-out, y) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -1304,8 +1387,8 @@ def reverse_multiply_add(
 def tangent_multiply_add(
     x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
 ) -> float:
-    from_x = tx * y if tx else 0.0
-    from_y = ty * x if ty else 0.0
+    from_x = tx * y if tx and y else 0.0
+    from_y = ty * x if ty and x else 0.0
     from_z = tz if tz else 0.0
     return from_x + from_y + from_z
 
@@ -1323,8 +1406,8 @@ def reverse_multiply_subtract(
 def tangent_multiply_subtract(
     x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
 ) -> float:
-    from_x = tx * y if tx else 0.0
-    from_y = ty * x if ty else 0.0
+    from_x = tx * y if tx and y else 0.0
+    from_y = ty * x if ty and x else 0.0
     from_z = -tz if tz else 0.0
     return from_x + from_y + from_z
 
@@ -1342,8 +1425,10 @@ def reverse_subtract_product(
 def tangent_subtract_product(
     x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
 ) -> float:
-    from_x = -(tx * y) if tx else 0.0
-    from_y = -(ty * x) if ty else 0.0
+    slope_x = -y
+    slope_y = -x
+    from_x = -(tx * y) if tx and slope_x else 0.0
+    from_y = -(ty * x) if ty and slope_y else 0.0
     from_z = tz if tz else 0.0
     return from_x + from_y + from_z
 
@@ -1361,9 +1446,12 @@ def reverse_multiply_thrice(
 def tangent_multiply_thrice(
     x: float, y: float, z: float, out: float, tx: float, ty: float, tz: float
 ) -> float:
-    from_x = tx * (y * z) if tx else 0.0
-    from_y = ty * (x * z) if ty else 0.0
-    from_z = tz * (x * y) if tz else 0.0
+    slope_x = y * z
+    slope_y = x * z
+    slope_z = x * y
+    from_x = tx * (y * z) if tx and slope_x else 0.0
+    from_y = ty * (x * z) if ty and slope_y else 0.0
+    from_z = tz * (x * y) if tz and slope_z else 0.0
     return from_x + from_y + from_z
 
 
@@ -1395,8 +1483,10 @@ def reverse_negative_product(w: float, x: float, y: float, out: float) -> tuple[
 
 
 def tangent_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = -(tx * y) if tx else 0.0
-    from_y = -(ty * x) if ty else 0.0
+    slope_x = -y
+    slope_y = -x
+    from_x = -(tx * y) if tx and slope_x else 0.0
+    from_y = -(ty * x) if ty and slope_y else 0.0
     return from_x + from_y
 
 
@@ -1409,8 +1499,10 @@ def reverse_exp_negative_product(w: float, x: float, y: float, out: float) -> tu
 
 
 def tangent_exp_negative_product(x: float, y: float, out: float, tx: float, ty: float) -> float:
-    from_x = tx * (-y * out) if tx else 0.0
-    from_y = ty * (-x * out) if ty else 0.0
+    slope_x = -y * out
+    slope_y = -x * out
+    from_x = tx * (-y * out) if tx and slope_x else 0.0
+    from_y = ty * (-x * out) if ty and slope_y else 0.0
     return from_x + from_y
 
 

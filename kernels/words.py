@@ -36,6 +36,7 @@ WINDOW = (
     "PLACED",  # whether the row itself lies there while a whole block runs
     "STREAMED",  # whether it is written past the cache, where it is aligned
     "ALIGNED",  # whether it is copied unless its vectors begin where lines of the cache do
+    "AHEAD",  # whether the lines of the next block are asked for while this one is computed
     "ZERO",  # whether its elements are made zero before all else
     "LOW",  # the lowest place it reaches
     "EXTENT",  # places from there to the highest

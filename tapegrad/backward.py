@@ -113,7 +113,13 @@ def place_of(y: Any) -> tuple[Tape, Any]:
 
 
 def sweep(
-    tape: Tape, cells: Any, cotangent: Floats, *, strict: bool = False, recording: object = None
+    tape: Tape,
+    cells: Any,
+    cotangent: Floats,
+    *,
+    strict: bool = False,
+    recording: object = None,
+    values: bool = True,
 ) -> list[tuple[Import, Floats]]:
     """Sweep `tape` and then the tapes that it links to, newest first.
 
@@ -126,6 +132,8 @@ def sweep(
         Visit instructions whose adjoint is zero, too.
     recording : object, optional
         Stay within the tapes recorded for this transform.
+    values : bool
+        Whether the value of what was swept is going to be looked at.
 
     Returns
     -------
@@ -137,7 +145,7 @@ def sweep(
     found: list[tuple[Import, Floats]] = []
     while order:
         tape, seeds = waiting.pop(-heapq.heappop(order))
-        for entry, adjoint in _sweep_one(tape, seeds, strict):
+        for entry, adjoint in _sweep_one(tape, seeds, strict, values):
             source = entry.source
             if entry.leaf is not None:
                 found.append((entry, adjoint))
@@ -149,13 +157,15 @@ def sweep(
     return found
 
 
-def _sweep_one(tape: Tape, seeds: list[Seed], strict: bool) -> list[tuple[Import, Floats]]:
+def _sweep_one(
+    tape: Tape, seeds: list[Seed], strict: bool, values: bool
+) -> list[tuple[Import, Floats]]:
     with tape.lock:
         column = take_adjoints(tape.next_cell)
         g = column.array
         clean = False
         try:
-            swept = None if strict else execute.gradient(tape, g, seeds)
+            swept = None if strict else execute.gradient(tape, g, seeds, values=values)
             if swept is not None:
                 clean = True
                 return swept

@@ -30,7 +30,7 @@ from .kernels import reference
 from .kernels.opcodes import HOST, LANES
 from .regions import results
 from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
-from .regions.threads import run_addresses
+from .regions.threads import run_addresses, specialise
 
 if TYPE_CHECKING:
     from .programs.ready import Ready
@@ -246,7 +246,19 @@ def _forward(tape: Tape) -> None:
     _forward_one_by_one(tape)
 
 
+def _compile_where_asked(tape: Tape, plan: Plan) -> None:
+    """Compile the regions of a plan for a program whose loops are compiled, too."""
+    if plan.compiled or tape.replays is None or tape.replays.rolled is None:
+        return
+    plan.compiled = True
+    for step in plan.steps:
+        for region in (step.forward, step.ties, step.backward):
+            if region is not None:
+                specialise(region)
+
+
 def _forward_by_plan(tape: Tape, plan: Plan) -> None:
+    _compile_where_asked(tape, plan)
     table = _addresses(tape, plan, None, [])
     for step in plan.steps:
         _step_forward(tape, step, table)
@@ -328,23 +340,38 @@ def address(array: Any) -> int:
     return place
 
 
-def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
+def forward_scalars(tape: Tape, step: Step) -> None:
+    """Compute the scalar instructions of a step, from and in the tape's own arena."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
+    position, cell, k = step.start, step.cell, tape.k.array()
+    while position < step.stop:
+        run = kernels("scalar", step.stop - position)
+        stop = min(step.stop, position + run.slice)
+        position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
+
+
+def reverse_scalars(tape: Tape, g: Floats, step: Step) -> None:
+    """Sweep the scalar instructions of a step backward, with adjoints by cell in `g`."""
+    _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+
+
+def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:
     if step.kind == SCALARS:
-        position, cell, k = step.start, step.cell, tape.k.array()
-        while position < step.stop:
-            run = kernels("scalar", step.stop - position)
-            stop = min(step.stop, position + run.slice)
-            position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
+        forward_scalars(tape, step)
     elif step.kind == HOST_CALL:
-        tape.hosts[a[step.start]].forward(v, v[step.cell : step.end])
+        v = tape.arena.v.array
+        tape.hosts[tape.arena.a.array[step.start]].forward(v, v[step.cell : step.end])
     elif step.forward is not None:
         run_addresses(step.forward, table)
 
 
 def gradient(
-    tape: Tape, g: Floats, seeds: list[tuple[Any, Floats]], wanted: list[bool] | None = None
+    tape: Tape,
+    g: Floats,
+    seeds: list[tuple[Any, Floats]],
+    wanted: list[bool] | None = None,
+    values: bool = True,
 ) -> list[tuple[Import, Floats]] | None:
     """Sweep a tape forward as far as need be and backward by regions, if that pays.
 
@@ -358,6 +385,8 @@ def gradient(
         Where adjoints start: the first of a run of cells, or an array of cells.
     wanted : list of bool, optional
         Of which imports adjoints are wanted; by default of those that stand for something.
+    values : bool
+        Whether sums are computed, too, that no adjoint depends on.
 
     Returns
     -------
@@ -373,7 +402,7 @@ def gradient(
         wanted = [e.leaf is not None or e.source is not None for e in tape.imports]
     active = np.array(wanted, np.uint8)
     reach = tuple([stretch(cells, seed.size) for cells, seed in seeds if seed.size])
-    plan = plan_of(tape, 0, "gradient", reach, active)
+    plan = plan_of(tape, 0, "gradient" if values else "adjoints", reach, active)
     if plan.count < 0:
         return None
     if tape.lent and any(tape.imports[i].values is not None for i in plan.in_arena):
@@ -404,6 +433,7 @@ def _sweep_by_plan(
 ) -> None:
     """Run a plan forward, if its values are not known yet, and backward."""
     ties = results.take(plan.ties) if plan.ties else None
+    _compile_where_asked(tape, plan)
     table = _addresses(tape, plan, g, own, ties)
     steps = plan.steps
     last = plan.fused if plan.fused >= 0 else len(steps)
@@ -438,7 +468,7 @@ def _step_backward(
     tape: Tape, step: Step, table: list[int], g: Floats, own: list[Floats | None]
 ) -> None:
     if step.kind == SCALARS:
-        _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+        reverse_scalars(tape, g, step)
     elif step.kind == HOST_CALL:
         tape.hosts[tape.arena.a.array[step.start]].reverse(tape.arena.v.array, g, step.cell, False)
     else:

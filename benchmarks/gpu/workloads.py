@@ -1,5 +1,6 @@
-"""What is measured on a GPU: value and derivatives of small functions, for many samples."""
+"""What is measured on a GPU: value and derivatives of small functions, and of array code."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ STEPS = (0.11, -0.23, 0.31, 0.05, -0.17, 0.29, -0.07, 0.19)
 class Workload:
     """A function, and the limits between which its arguments are drawn.
 
-    `function` is called with a system's namespace (`exp`, `log`, `sqrt`, `erf`) and the arguments.
+    `function` is called with a system's namespace (`exp`, `log`, `sqrt`, `erf`, `sum`) and the
+    arguments: numbers, of which there are many samples, or where it is `one_call`, whole arrays.
     """
 
     name: str
     function: Callable[..., Any]
     limits: tuple[tuple[float, float], ...]
+    one_call: bool = False
 
     def arguments(self, n: int) -> list[Any]:
         """Return `n` samples of each argument; at most a million differ."""
@@ -30,9 +33,14 @@ class Workload:
         found = [rng.uniform(low, high, distinct) for low, high in self.limits]
         return [np.tile(x, -(-n // distinct))[:n] for x in found]
 
-    def program(self) -> tg.Program:
-        """Return the recorded function."""
+    def program(self, n: int) -> tg.Program:
+        """Return the recorded function; its instructions for `n` samples, if it is `one_call`."""
+        return _program(self, n)
+
+    def _recorded(self, n: int) -> tg.Program:
         example = [0.5 * (low + high) for low, high in self.limits]
+        if self.one_call:
+            example = [np.full(n, x) for x in example]
         return tg.record(lambda *x: self.function(NumPy, *x), *example)
 
     @property
@@ -40,11 +48,21 @@ class Workload:
         """All arguments: derivatives by each are wanted."""
         return tuple(range(len(self.limits)))
 
+    def bytes_moved(self, n: int) -> int:
+        """Return how much memory is read and written if each number is met once."""
+        values = 0 if self.one_call else n
+        return 8 * (2 * len(self.limits) * n + values)
+
+
+@functools.lru_cache(maxsize=1)  # recording the instructions of 1e8 elements takes a while
+def _program(workload: Workload, n: int) -> tg.Program:
+    return workload._recorded(n)
+
 
 class NumPy:
     """The functions of workloads in NumPy, which tapegrad records."""
 
-    exp, log, sqrt, erf = np.exp, np.log, np.sqrt, tg.special.erf
+    exp, log, sqrt, erf, sum = np.exp, np.log, np.sqrt, tg.special.erf, np.sum
 
 
 def _local_volatility(xp: Any, x: Any, a: Any, b: Any, mu: Any) -> Any:
@@ -61,6 +79,11 @@ def _black_scholes(xp: Any, spot: Any, strike: Any, time: Any, rate: Any, vol: A
     return held - strike * xp.exp(-(rate * time)) * owed
 
 
+def _rosenbrock(xp: Any, x: Any) -> Any:
+    curve, line = x[1:] - x[:-1] * x[:-1], 1.0 - x[:-1]
+    return xp.sum(100.0 * curve * curve + line * line)
+
+
 WORKLOADS = {
     "w5": Workload("w5", _local_volatility, ((-1, 1), (0.2, 0.6), (0.1, 0.9), (-0.05, 0.05))),
     "black_scholes": Workload(
@@ -68,4 +91,5 @@ WORKLOADS = {
         _black_scholes,
         ((80, 120), (80, 120), (0.2, 2.0), (0.01, 0.05), (0.1, 0.5)),
     ),
+    "rosenbrock": Workload("rosenbrock", _rosenbrock, ((-1.0, 1.0),), one_call=True),
 }

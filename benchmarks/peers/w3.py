@@ -79,6 +79,25 @@ class Workload:
 
         return Case({"replay": gradient}, lambda: joined(gradient()), info)
 
+    def tapegrad_compiled(self, options: Options) -> Case:
+        """The same with its regions compiled, as they are after some seconds anyway."""
+        import tapegrad as tg
+
+        tg.set_num_threads(options.threads)
+        values = self.arrays(options)
+        start = time.perf_counter()
+        program = tg.record(self.function(np, tg.special.erf), *values)
+        recorded = time.perf_counter()
+        everything = tuple(range(len(values)))
+
+        def gradient() -> Any:
+            return program.value_and_grad(*values, argnums=everything)[1]
+
+        program.compile()
+        gradient()
+        info = {"trace_s": recorded - start, "compile_s": time.perf_counter() - recorded}
+        return Case({"replay": gradient}, lambda: joined(gradient()), info)
+
     def c_fused(self, options: Options) -> Case:
         """The hand-written gradient in C, one fused loop; its primal only reads and writes."""
         import os
@@ -166,7 +185,7 @@ class Workload:
     def enter(self, peers: Peers) -> None:
         """Enter all systems."""
         for name in (
-            *("tapegrad", "tapegrad_replay", "c_fused", "numpy_manual"),
+            *("tapegrad", "tapegrad_replay", "tapegrad_compiled", "c_fused", "numpy_manual"),
             *("jax_jit", "torch_eager", "drjit"),
         ):
             peers[name] = getattr(self, name)

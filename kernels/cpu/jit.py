@@ -67,8 +67,10 @@ def inlined(function: Callable[..., Any]) -> Any:
 _native: dict[Callable[..., Any], Any] = {}
 
 
-def native(function: Callable[..., Any], signature: str) -> int:
-    """Compile a function by itself, cached on disk, and return its address for `call_native`.
+def native(function: Callable[..., Any], signature: str, cache: bool = True) -> int:
+    """Compile a function by itself, and return its address for `call_native`; it stays compiled.
+
+    It is cached on disk, unless it has no file to be cached with.
 
     What a kernel calls as a helper is optimised again as a part of it, and of what calls that. A
     large function is compiled once, this way.
@@ -76,7 +78,7 @@ def native(function: Callable[..., Any], signature: str) -> int:
     if function not in _native:
         options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}
         try:
-            _native[function] = cfunc(signature, cache=True, **options)(function)
+            _native[function] = cfunc(signature, cache=cache, **options)(function)
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise

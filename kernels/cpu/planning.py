@@ -49,7 +49,7 @@ AXES = 6  # that a region has at most
 WINDOW = 6  # words of a window before its strides, as in tapegrad/regions/region.py
 NONE = 1 << 40
 BY_REGIONS, BY_OTHERS = 1, 2
-STORE_ALL, STORE_OUTSIDE, REVERSE, COUNT_TIES = 1, 2, 4, 8
+STORE_ALL, STORE_OUTSIDE, REVERSE, COUNT_TIES, STORE_SUMS = 1, 2, 4, 8, 16
 EQUAL, ISNAN, OR, DIVIDE, WHERE = 0, 1, 2, 3, 4  # rows that extremes need, by place in `extremal`
 
 
@@ -529,9 +529,9 @@ def write(
     Parameters
     ----------
     mode : int
-        `STORE_ALL` or `STORE_OUTSIDE`: which values are carried out; `REVERSE`: their adjoints are
-        taken from `ADJOINTS`, and those of operands carried out; or `COUNT_TIES`: how many lanes
-        have each extreme.
+        `STORE_ALL`, or `STORE_OUTSIDE` and `STORE_SUMS`: which values are carried out. `REVERSE`:
+        their adjoints are taken from `ADJOINTS`, and those of operands carried out; or
+        `COUNT_TIES`: how many lanes have each extreme.
     entered
         By instruction: whether adjoints come to it from `ADJOINTS`.
     own
@@ -573,7 +573,9 @@ def write(
                 )  # fmt: skip
             known_ids[i - start, k] = ids[k]
             where += 2 + axes
-        stored = mode & STORE_ALL or (mode & STORE_OUTSIDE and (o == HOST or outside[i]))
+        stored = mode & STORE_ALL
+        stored |= mode & STORE_OUTSIDE and outside[i]
+        stored |= mode & STORE_SUMS and o == HOST
         if o == LANES:
             value[i] = push(
                 code, counts, t[at], ids[0], ids[1] if operands > 1 else 0,

@@ -284,7 +284,7 @@ def sinc_derivative(n: float, x: float) -> float:
 WIDTH = 16  # lanes of a vector
 VECTOR, NUMBER = 128, 8  # bytes of a vector and of a number
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "2673fe2661cbe4d6"
+SIMD_TEXT = "47b53f29c7c556f4"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2
@@ -309,12 +309,13 @@ STRIDES = 7
 PLACED = 8
 STREAMED = 9
 ALIGNED = 10
-ZERO = 11
-LOW = 12
-EXTENT = 13
-EXTRA = 14
-SHIFT = 15
-HALO = 16
+AHEAD = 11
+ZERO = 12
+LOW = 13
+EXTENT = 14
+EXTRA = 15
+SHIFT = 16
+HALO = 17
 SET = 0
 ADD = 1
 MAXIMUM = 2
@@ -331,7 +332,7 @@ LATER = 4
 LEAD = 5
 FOLLOW = 6
 HEADER_BYTES = 104
-WINDOW_BYTES = 136
+WINDOW_BYTES = 144
 LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
 load = simd.load
@@ -2088,6 +2089,10 @@ def bring_in(d, buffers, lane, lanes, rows, first):
                 copy(row, source, lanes)
                 source = row
             write_i64(rows + 8 * number, source)
+            if word(w, AHEAD):
+                ahead = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane + lanes)
+                for m in range(0, 8 * lanes, LINE):
+                    simd.prefetch(ahead + m)
         elif kind != UNIFORM:
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)

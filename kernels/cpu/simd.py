@@ -537,6 +537,19 @@ write_f32 = _storing(types.float64, _F32, 4, "fptrunc")
 write_i64 = _storing(types.int64, _I64, 8)
 
 
+def _prefetch(context: Any, builder: Any, sig: Any, address: Any) -> Any:
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, second, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
+    builder.call(function, [pointer, read, second, data])
+    return context.get_dummy_value()
+
+
+# prefetch(address): let a line come into the second cache, from any address.
+prefetch = _intrinsic(1, lambda address: types.void(types.int64), _prefetch)
+
+
 def _gather(context: Any, builder: Any, sig: Any, address: Any, indices: Any) -> Any:
     shift = ir.Constant(I64.llvm, [3] * LANES)
     addresses = builder.add(_spread(builder, address, I64), builder.shl(indices, shift))

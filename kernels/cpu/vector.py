@@ -590,6 +590,12 @@ def flow(g, fresh, source, target, partial):
             g[target, j] += g[source, j] * partial
 
 
+@fused
+def passing(partial):
+    """Return a partial for tangents: by one that is 0 a backward sweep ends, be it inf * 0."""
+    return partial if partial != 0.0 else NOTHING
+
+
 @helper
 def receive(t, reached, o, cells, x, y, z, out):
     """Give a cell its tangents, from those of the operands of its instruction.
@@ -607,7 +613,7 @@ def receive(t, reached, o, cells, x, y, z, out):
     own, fresh = cells[3], True
     for j in range(3):
         if cells[j] != NO_CELL:
-            flow(t, fresh, cells[j], own, px if j == 0 else py if j == 1 else pz)
+            flow(t, fresh, cells[j], own, passing(px if j == 0 else py if j == 1 else pz))
             fresh = False
     reached[own] = 1
 
@@ -734,7 +740,7 @@ def forward(op, a, b, d, x, k, v, t, reached, start, stop, cell, lane, limit):
                         for m in range(n):
                             c = base + np.uint64(m)
                             if reached[places[j, m]]:
-                                flow(t, not reached[c], places[j, m], c, w[j, m])
+                                flow(t, not reached[c], places[j, m], c, passing(w[j, m]))
                                 reached[c] = 1
                 lane += n
                 limit -= n

@@ -21,12 +21,20 @@ LOST = frozenset({3, 4, 46, 100, 201, 214, 220, 700, 702, 709, *range(714, 720),
 """Numbers of errors after which a device, or this process's context on it, cannot go on."""
 
 
+_OF_CUPY = ("CUDARuntimeError", "CUDADriverError")
+
+
 def obstacle() -> str | None:
     """Return why there is no device, or None where there is one."""
-    if SIMULATED or cuda.is_available():
+    if SIMULATED:
         return None
-    error = cuda.cuda_error()
-    return " ".join(str(error).split()) if error else "the CUDA driver finds no device"
+    if cuda.is_available():
+        return None if count() else "the CUDA driver finds no GPU"
+    error = " ".join(str(cuda.cuda_error() or "").split())
+    if not error:  # the driver works
+        return 'numba-cuda finds no NVVM to compile kernels with; pip install "tapegrad[cuda]"'
+    found_none = "NO_DEVICE" in error or error.endswith("(100)")
+    return f"the CUDA driver finds no GPU: {error}" if found_none else error
 
 
 def count() -> int:
@@ -69,7 +77,10 @@ class Gpu:
         """Return the number that the driver gives an error; None where it is not the driver's."""
         from numba.cuda.cudadrv.driver import CudaAPIError
 
-        return int(error.code) if isinstance(error, CudaAPIError) else None
+        if isinstance(error, CudaAPIError):
+            return int(error.code)
+        # CuPy passes on errors of the runtime, which has the driver's numbers.
+        return int(error.status) if type(error).__name__ in _OF_CUPY else None  # type: ignore[attr-defined]
 
     def device_of(self, address: int) -> int | None:
         """Return the number of the device that an address belongs to, or None."""

@@ -125,13 +125,26 @@ def sum_by_threads(memory, words, index):
         element += threads
 
 
-def extremes_by_threads(largest):
-    """Return the kernel that takes the largest or the smallest numbers."""
+@helper
+def added(x, y):
+    """Return the sum of two numbers."""
+    return x + y
 
-    @helper
-    def met(x, y):
-        """Return the extreme of two numbers; a nan, where there is one."""
-        return x if ((x > y) if largest else (x < y)) or x != x else y
+
+@helper
+def larger(x, y):
+    """Return the larger of two numbers; a nan, where there is one."""
+    return x if x > y or x != x else y
+
+
+@helper
+def smaller(x, y):
+    """Return the smaller of two numbers; a nan, where there is one."""
+    return x if x < y or x != x else y
+
+
+def extremes_by_threads(met):
+    """Return the kernel that takes the largest or the smallest numbers."""
 
     @kernel
     def by_threads(memory, words, index):
@@ -158,17 +171,17 @@ def extremes_by_threads(largest):
     return by_threads
 
 
-maximum_by_threads, minimum_by_threads = extremes_by_threads(True), extremes_by_threads(False)
+maximum_by_threads, minimum_by_threads = extremes_by_threads(larger), extremes_by_threads(smaller)
 
 
-def sums_by_blocks(real, kind):
-    """Return the kernel that adds up long sums of numbers of a type."""
+def by_blocks(real, kind, start, met):
+    """Return the kernel that adds up many numbers of a type, or takes their extremes."""
 
     @kernel
-    def sum_by_blocks(memory, words, index):
-        """Add up a part of the numbers of an element; a block a part, in shared memory.
+    def one_by_blocks(memory, words, index):
+        """Make one of a part of the numbers of an element; a block a part, in shared memory.
 
-        Sums of parts go to consecutive places from `TARGET` on. The number of threads is a power
+        Results of parts go to consecutive places from `TARGET` on. The number of threads is a power
         of two, and the shared memory holds a number for each.
         """
         sums = cuda.shared.array(0, kind)
@@ -182,25 +195,26 @@ def sums_by_blocks(real, kind):
         first = source_of(words, element)
         j = np.int64(part * members // np.uint64(parts)) + t
         stop = np.int64((part + np.uint64(1)) * members // np.uint64(parts))
-        total = real(-0.0)
+        total = real(start)
         while j < stop:
-            total += memory[first + member(words, j)]
+            total = met(total, memory[first + member(words, j)])
             j += threads
         sums[t] = total
         half = threads >> 1
         while half > 0:
             cuda.syncthreads()
             if t < half:
-                sums[t] += sums[t + half]
+                sums[t] = met(sums[t], sums[t + half])
             half >>= 1
         if t == 0:
             memory[words[TARGET] + block] = sums[0]
 
-    return sum_by_blocks
+    return one_by_blocks
 
 
-sum_by_blocks = {
-    "float64": sums_by_blocks(np.float64, types.float64),
-    "float32": sums_by_blocks(np.float32, types.float32),
-}
-"""That kernel by the type of the numbers."""
+_TYPES = {"float64": (np.float64, types.float64), "float32": (np.float32, types.float32)}
+sum_by_blocks, maximum_by_blocks, minimum_by_blocks = (
+    {name: by_blocks(*kinds, start, met) for name, kinds in _TYPES.items()}
+    for start, met in ((-0.0, added), (-np.inf, larger), (np.inf, smaller))
+)
+"""These kernels by the type of the numbers."""

@@ -30,6 +30,10 @@ TABLE = Path(__file__).with_name("registers.txt")
 ARCHITECTURES = ((8, 0), (9, 0))
 REALS = ("float64", "float32")
 COMPILERS = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc")
+_PASSES = (
+    *("clear", "clear_maximum", "clear_minimum", "sum_by_threads", "sum_by_blocks"),
+    *("maximum_by_threads", "maximum_by_blocks", "minimum_by_threads", "minimum_by_blocks"),
+)
 TITLE = "kernel numbers architecture registers spilled stack"
 
 
@@ -58,7 +62,7 @@ def kernels(real: str) -> dict[str, tuple[Callable[..., None], tuple[str, ...]]]
         "interpret_in_global": (module.interpret_in_global, (*inside, real)),
         "straight": (driver.compile_straight(example(real)), around),
     }
-    for name in ("clear", "sum_by_threads", "sum_by_blocks", "maximum_by_threads"):
+    for name in _PASSES:
         found[name] = driver.pass_kernel(name, real), around
     return {name: (kernel.py_func, types) for name, (kernel, types) in found.items()}
 

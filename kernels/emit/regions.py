@@ -178,21 +178,26 @@ def _rare(opcode: Opcode) -> list[str]:
 
 def _case(opcode: Opcode, single: bool) -> list[str]:
     names = {name: f"load({name} + m)" for name in opcode.row.operands}
-    text = vectors(parse(_text(opcode.row)), single)
-    node = parse(text)
+    node = in_vectors(opcode.row, single)
     twice = [n for n in opcode.row.operands if _occurrences(node, n) > 1]
     lines = [f"{n}m = load({n} + m)" for n in twice]
     text = compiled(node, names | {n: n + "m" for n in twice})
-    if opcode.row.result == "bool":
-        text = f"simd.as_numbers({text})"
-    elif not _occurrences(node, *opcode.row.operands):
-        text = f"splat({text})"
     if len(text) + len("value = ") + 16 > WIDTH:  # broken as the formatter breaks a call
         call, _, arguments = text.partition("(")
         lines += [f"value = {call}(", f"    {arguments[:-1]}", ")", "store(r + m, value)"]
     else:
         lines += [f"value = {text}", "store(r + m, value)"]
     return ["for m in range(0, stop, VECTOR):", *("    " + line for line in lines)]
+
+
+def in_vectors(row: Row, single: bool) -> ast.expr:
+    """Return the value of a row as an expression on vectors, of float32 numbers if `single`."""
+    node = parse(vectors(parse(_text(row)), single))
+    if row.result == "bool":
+        return ast.Call(parse("simd.as_numbers"), [node], [])
+    if not _occurrences(node, *row.operands):
+        return ast.Call(parse("splat"), [node], [])
+    return node
 
 
 def _occurrences(node: ast.AST, *names: str) -> int:

@@ -302,6 +302,10 @@ def bring_in(d, buffers, lane, lanes, rows, first):
                 copy(row, source, lanes)
                 source = row
             write_i64(rows + 8 * number, source)
+            if word(w, AHEAD):
+                ahead = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane + lanes)
+                for m in range(0, 8 * lanes, LINE):
+                    simd.prefetch(ahead + m)
         elif kind != UNIFORM:
             write_i64(rows + 8 * number, row)
             bring(d, w, buffers, lane, lanes, row)

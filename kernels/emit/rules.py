@@ -108,17 +108,27 @@ def _row(row: Row) -> str:
 
 
 def _tangent(row: Row) -> list[str]:
-    """Return the body of a tangent rule: an operand without a tangent adds nothing, not 0 * inf."""
-    flows = {}
+    """Return the body of a tangent rule: where tangent or partial are 0, 0 * inf adds nothing.
+
+    By a partial that is 0 a backward sweep ends; a forward one stands for the same derivative.
+    """
+    lines, flows = _temporaries(row), {}
     for name, partial in zip(row.operands, map(_partial, row.partials), strict=True):
-        if not (isinstance(partial, ast.Constant) and partial.value == 0):
-            seed = ast.Name("t" + name, ast.Load())
-            flow = ast.IfExp(seed, contribution(partial, seed.id), ast.Constant(0.0))
-            flows["from_" + name] = guarded(flow)
+        if isinstance(partial, ast.Constant) and partial.value == 0:
+            continue
+        condition: ast.expr = ast.Name("t" + name, ast.Load())
+        if names_in(partial):
+            slope: ast.expr = partial
+            if not isinstance(partial, ast.Name):
+                slope = ast.Name("slope_" + name, ast.Load())
+                lines += fit(f"    {slope.id} = {guarded(partial)}")
+            condition = ast.BoolOp(ast.And(), [condition, slope])
+        flow = ast.IfExp(condition, contribution(partial, "t" + name), ast.Constant(0.0))
+        flows["from_" + name] = guarded(flow)
     if len(flows) < 2:
-        return [*(_temporaries(row) if flows else []), *_returned(list(flows.values()) or ["0.0"])]
-    assigned = [part for name, flow in flows.items() for part in fit(f"    {name} = {flow}")]
-    return [*_temporaries(row), *assigned, f"    return {' + '.join(flows)}"]
+        return [*(lines if flows else []), *_returned(list(flows.values()) or ["0.0"])]
+    lines += [part for name, flow in flows.items() for part in fit(f"    {name} = {flow}")]
+    return [*lines, f"    return {' + '.join(flows)}"]
 
 
 def _returned(items: list[str], left: str = "", right: str = "") -> list[str]:

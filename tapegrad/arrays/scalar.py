@@ -238,6 +238,10 @@ _square = _unary("square")
 _integer_power = _binary("integer_power")
 
 
+# What recorded sweeps do with adjoints: by a constant or of arrays, too.
+adjoint_product, adjoint_quotient = _binary("adjoint_multiply"), _binary("adjoint_divide")
+
+
 def _short_cuts() -> None:
     for name, row in UFUNCS.items():
         ufunc = getattr(np, name, None)

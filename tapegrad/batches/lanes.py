@@ -196,10 +196,13 @@ class Lanes:
         for region in regions:
             run_chunk(region, buffers)
 
-    def region(self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]) -> Region:
-        """Return the region that computes results, and last whether samples take this way.
+    def regions(
+        self, m: int, layout: tuple[tuple[int, ...], ...], strides: Sequence[int]
+    ) -> list[Region]:
+        """Return the regions that compute results, and last whether samples take this way.
 
-        There is one where nothing is `waiting`.
+        Where there are several they are run in their order, and have one more buffer than results:
+        that of `waiting` numbers for each of the `m` samples.
 
         Parameters
         ----------
@@ -210,8 +213,7 @@ class Lanes:
         strides : sequence of int
             Of each number of the results over the samples; each has a buffer of its own.
         """
-        (region,) = self._results.of(m, layout, strides)
-        return region
+        return self._results.of(m, layout, strides)
 
     def others(
         self, arguments: Sequence[Array], mapped: Sequence[bool], m: int

@@ -6,7 +6,8 @@ results stay there; arrays of the host are copied over in parts, and results com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -16,46 +17,19 @@ from .. import trees
 from ..batches.lanes import Lanes
 from ..batches.runs import Task
 from ..batches.samples import axes_of_arguments
-from ..errors import at_caller
+from ..errors import ControlFlowChanged, at_caller
 from ..programs.ports import argument_name
 from ..programs.program import Program
 from ..storage import Tracked
-from .device import Device, DeviceArray, device, in_parts
+from .arrays import DeviceArray
+from .device import Device
+from .work import copy
 
 PART = 1 << 22
 """Samples that are copied to the device at a time, at most."""
 
-
-def device_named(where: Any, stream: Any = None) -> Device:
-    """Return the device that ``"cuda"``, ``"cuda:1"`` or a `Device` means."""
-    if isinstance(where, Device):
-        return where
-    kind, _, number = str(where).partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(
-            f'a program goes to "cpu", "cuda" or a numbered device such as "cuda:1", not '
-            f"{where!r}{at_caller()}"
-        )
-    return device(int(number or 0), stream)
-
-
-class DeviceProgram:
-    """A program on a CUDA device; `Program.to` makes it.
-
-    Attributes
-    ----------
-    program : Program
-    device : Device
-    map : DeviceMap
-        The program over many samples.
-    """
-
-    def __init__(self, program: Program, device: Device) -> None:
-        self.program, self.device = program, device
-        self.map = DeviceMap(program, device)
-
-    def __repr__(self) -> str:
-        return f"{self.program!r} on {self.device}"
+WAITING = 256 << 20
+"""Bytes of what waits between the regions of a long program, at most."""
 
 
 class DeviceMap:
@@ -86,8 +60,6 @@ class DeviceMap:
 
         Raises
         ------
-        NotImplementedError
-            If the program has operations, such as ``np.linalg.solve``, that no region runs.
         MixedDevicesError
             If an array is on another device.
         ValueError
@@ -122,37 +94,32 @@ class DeviceMap:
         return self._run(Task(name, argnums), args, options, in_axes)
 
     def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
-        lanes = task.lanes(self._program)
-        if lanes is None or lanes.waiting:
-            raise NotImplementedError(
-                "a device runs elementwise operations, sums, products of small matrices, minima "
-                f"and maxima; this program has others, or is too long for a device: use the "
-                f"program on the CPU, program.map(...){at_caller()}"
-            )
-        batch = _Batch(self._device, self._program, task, lanes, args, kwargs, in_axes)
+        samples = _Samples(self._device, args, kwargs, in_axes)
+        lanes = task.lanes(self._program, samples.n)
+        if lanes is None:
+            return _OneByOne(samples, self._program, task).run()
+        batch = _Batch(samples, self._program, task, lanes)
         return trees.unflatten(lanes.tree, batch.run())
 
 
-class _Batch:
-    """One run over samples on a device.
+class _Samples:
+    """The arguments of a batch, samples in front where they have any.
 
-    Parameters
+    Attributes
     ----------
-    lanes : Lanes
-        What computes the task.
+    tree : TreeDef
+        The structure of the arguments.
+    names, axes, parts : list
+        Of each part of them: what users call it, where its samples lie (None for what they share),
+        and the part itself: an array of the device, one of the host, or anything else.
+    n : int
+        Number of samples.
     """
 
     def __init__(
-        self,
-        device: Device,
-        program: Program,
-        task: Task,
-        lanes: Lanes,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        in_axes: Any,
+        self, device: Device, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any
     ) -> None:
-        self.device, self.program, self.task, self.lanes = device, program, task, lanes
+        self.device = device
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         axes = axes_of_arguments(in_axes, self.tree)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
@@ -160,14 +127,11 @@ class _Batch:
             None if axis is None or _is_shared(x) else axis
             for x, axis in zip(found, axes, strict=True)
         ]
+        self.given = found
         self.parts = [
             self._leading(x, axis, name)
             for x, axis, name in zip(found, self.axes, self.names, strict=True)
         ]
-        self._expect(found)
-        self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
-        self.n = self._common_length()
-        self.real = self._common_dtype()
 
     def _leading(self, x: Any, axis: int | None, name: str) -> Any:
         """Return an argument with its samples in front: a device array, or one of the host."""
@@ -191,27 +155,15 @@ class _Batch:
             )
         return shown
 
-    def _expect(self, found: list[Any]) -> None:
-        """Raise unless arguments fit the program; those that have samples by a sample's shape."""
-        program = self.lanes.program
-        args, kwargs = program.example()
-        known, tree = trees.flatten((args, kwargs), trees.is_numeric_list)
-        if tree != self.tree:
-            program.check_arguments(*trees.unflatten(self.tree, found))  # says what is wrong
-        merged = list(found)
-        for i, shape in zip(self.lanes.numbers, self.lanes.input_shapes, strict=True):
-            merged[i] = known[i]
-            mapped = self.axes[i] is not None
-            own = tuple(np.shape(self.parts[i]) if not mapped else self.parts[i].shape[1:])
-            if own != tuple(shape):
-                raise ValueError(
-                    f"{self.names[i]} has samples of shape {own}, and the program was recorded "
-                    f"with {tuple(shape)}{at_caller()}"
-                )
-        args, kwargs = trees.unflatten(self.tree, merged)
-        program.check_arguments(tuple(args), kwargs)
+    @functools.cached_property
+    def n(self) -> int:
+        """Return the number of samples.
 
-    def _common_length(self) -> int:
+        Raises
+        ------
+        ValueError
+            If there are none, no part has any, or parts have not as many.
+        """
         lengths = {
             name: int(part.shape[0])
             for name, part, axis in zip(self.names, self.parts, self.axes, strict=True)
@@ -230,6 +182,74 @@ class _Batch:
             raise ValueError(f"a batch of no samples: {first} has none{at_caller()}")
         return n
 
+    def sample(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of one sample."""
+        leaves = []
+        for part, axis in zip(self.parts, self.axes, strict=True):
+            if axis is None:
+                leaves.append(part)
+            elif isinstance(part, DeviceArray):
+                shape = part.shape[1:]
+                leaves.append(part.after(i * prod(shape), prod(shape)).reshape(*shape))
+            else:
+                leaves.append(part[i])
+        args, kwargs = trees.unflatten(self.tree, leaves)
+        return tuple(args), kwargs
+
+    def elsewhere(self, program: Program, task: Task, which: Any) -> Any:
+        """Return the results of some samples from the CPU, which may record their way."""
+        chosen = []
+        for part, axis in zip(self.parts, self.axes, strict=True):
+            host = part.numpy() if isinstance(part, DeviceArray) else part
+            chosen.append(host if axis is None else np.asarray(host[which], np.float64))
+        args, kwargs = trees.unflatten(self.tree, chosen)
+        where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
+        options = {**kwargs, "in_axes": tuple(where)}
+        if task.name == "value":
+            return program.map(*args, **options)
+        return getattr(program.map, task.name)(*args, argnums=task.argnums, **options)
+
+
+class _Batch:
+    """One run over samples on a device.
+
+    Parameters
+    ----------
+    lanes : Lanes
+        What computes the task.
+    """
+
+    def __init__(self, samples: _Samples, program: Program, task: Task, lanes: Lanes) -> None:
+        self.samples, self.device = samples, samples.device
+        self.program, self.task, self.lanes = program, task, lanes
+        self.axes, self.parts = samples.axes, samples.parts
+        self._expect()
+        self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
+        self.n = samples.n
+        self.real = self._common_dtype()
+
+    def _expect(self) -> None:
+        """Raise unless arguments fit the program; those that have samples by a sample's shape."""
+        program = self.lanes.program
+        args, kwargs = program.example()
+        known, tree = trees.flatten((args, kwargs), trees.is_numeric_list)
+        if tree != self.samples.tree:
+            given = trees.unflatten(self.samples.tree, self.samples.given)
+            program.check_arguments(*given)  # says what is wrong
+        merged = list(self.samples.given)
+        for i, shape in zip(self.lanes.numbers, self.lanes.input_shapes, strict=True):
+            merged[i] = known[i]
+            mapped = self.axes[i] is not None
+            own = tuple(np.shape(self.parts[i]) if not mapped else self.parts[i].shape[1:])
+            if own != tuple(shape):
+                name = self.samples.names[i]
+                raise ValueError(
+                    f"{name} has samples of shape {own}, and the program was recorded with "
+                    f"{tuple(shape)}{at_caller()}"
+                )
+        args, kwargs = trees.unflatten(self.samples.tree, merged)
+        program.check_arguments(tuple(args), kwargs)
+
     def _common_dtype(self) -> np.dtype[Any]:
         parts = [self.parts[i] for i in self.lanes.numbers]
         found = {part.dtype for part in parts if isinstance(part, DeviceArray)}
@@ -244,77 +264,99 @@ class _Batch:
 
     def run(self) -> list[Any]:
         """Return the parts of the result."""
-        lanes = self.lanes
+        lanes, n, itemsize = self.lanes, self.n, self.real.itemsize
+        agreement = np.ones(n, np.bool_)
+        most = n if self.on_device else PART
+        if lanes.waiting:  # between the regions of a long program
+            most = min(most, max(WAITING // (itemsize * lanes.waiting), 1))
+        found: list[Any]
         if self.on_device:
-            results, agree = self._compute(0, self.n)
-            if agree is not None:
-                self._elsewhere(results, np.flatnonzero(~agree))
-            return results
-        found = [np.empty((self.n, *shape), self.real) for shape in lanes.shapes]
-        agreement = np.ones(self.n, np.bool_)
+            found = self._results(n)
+            agrees = self.device.empty(n, self.real) if lanes.decided else None
 
-        def part(start: int, stop: int) -> None:
-            results, agree = self._compute(start, stop)
-            for target, result in zip(found, results, strict=True):
-                target[start:stop] = result.numpy()
-            if agree is not None:
-                agreement[start:stop] = agree
+            def there(start: int, stop: int) -> None:
+                self._compute(start, stop, found, agrees, start)
 
-        in_parts(self.n, part, PART)
+            in_parts(n, there, most)
+            if agrees is not None:
+                agreement = agrees.numpy() != 0.0
+        else:
+            found = [np.empty((n, *shape), self.real) for shape in lanes.shapes]
+
+            def here(start: int, stop: int) -> None:
+                results = self._results(stop - start)
+                agrees = self.device.empty(stop - start, self.real) if lanes.decided else None
+                self._compute(start, stop, results, agrees, 0)
+                for target, result in zip(found, results, strict=True):
+                    target[start:stop] = result.numpy()
+                if agrees is not None:
+                    agreement[start:stop] = agrees.numpy() != 0.0
+
+            in_parts(n, here, most)
         if not agreement.all():
             self._elsewhere(found, np.flatnonzero(~agreement))
         return found
 
-    def _compute(self, start: int, stop: int) -> tuple[list[DeviceArray], Any]:
-        """Compute some samples: the results, and which samples took the way; None for all."""
+    def _results(self, m: int) -> list[DeviceArray]:
+        """Return arrays for the results of some samples; those that are constant hold them."""
+        results = []
+        for shape, constant in zip(self.lanes.shapes, self.lanes.constants, strict=True):
+            if constant is None:
+                results.append(self.device.empty((m, *shape), self.real))
+            else:
+                full = np.broadcast_to(np.asarray(constant, self.real), (m, *shape))
+                results.append(self.device.put(full))
+        return results
+
+    def _compute(
+        self, start: int, stop: int, results: list[DeviceArray], agrees: Any, first: int
+    ) -> None:
+        """Compute some samples.
+
+        Parameters
+        ----------
+        start, stop : int
+            Which of them.
+        results : list of DeviceArray
+            Where results go, those of the first of these samples at `first`.
+        agrees : DeviceArray or None
+            Where it goes whether samples take the program's way.
+        """
         lanes, device, m = self.lanes, self.device, stop - start
         buffers: list[DeviceArray] = []
         layout: list[tuple[int, ...]] = []
         for i, shape in zip(lanes.numbers, lanes.input_shapes, strict=True):
             part, mapped = self.parts[i], self.axes[i] is not None
+            size = prod(shape)
             if not isinstance(part, DeviceArray):
                 part = device.put(np.asarray(part[start:stop] if mapped else part, self.real))
+            elif mapped:
+                part = part.after(start * size, m * size)
             steps = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
             buffers.append(part.reshape(part.size))
-            layout.append((prod(shape) if mapped else 0, *steps))
-        results: list[DeviceArray] = []
+            layout.append((size if mapped else 0, *steps))
         strides: list[int] = []
-        for shape, constant in zip(lanes.shapes, lanes.constants, strict=True):
-            if constant is not None:
-                full = np.broadcast_to(np.asarray(constant, self.real), (m, *shape))
-                results.append(device.put(full))
-                continue
-            result = device.empty((m, *shape), self.real)
-            results.append(result)
-            buffers += [result.after(j) for j in range(prod(shape))]
-            strides += [prod(shape)] * prod(shape)
-        agreement = device.empty(m, self.real) if lanes.decided else None
-        if agreement is not None:
-            buffers.append(agreement)
+        for result, shape, constant in zip(results, lanes.shapes, lanes.constants, strict=True):
+            if constant is None:
+                size = prod(shape)
+                buffers += [result.after(first * size + j) for j in range(size)]
+                strides += [size] * size
+        if agrees is not None:
+            buffers.append(agrees.after(first))
             strides.append(1)
-        if strides:
-            device.run(lanes.region(m, tuple(layout), strides), buffers)
-        agree = None if agreement is None else agreement.numpy() != 0.0
-        return results, None if agree is None or agree.all() else agree
+        if not strides:
+            return
+        if lanes.waiting:
+            buffers.append(device.empty(lanes.waiting * m, self.real))
+        for region in lanes.regions(m, tuple(layout), strides):
+            device.run(region, buffers)
 
     def _elsewhere(self, results: list[Any], which: Any) -> None:
         """Compute samples that take another way than the program on the CPU, which may record it.
 
         They are put in the places of what the device has computed for them.
         """
-        chosen = []
-        for part, axis in zip(self.parts, self.axes, strict=True):
-            host = part.numpy() if isinstance(part, DeviceArray) else part
-            chosen.append(host if axis is None else np.asarray(host[which], np.float64))
-        args, kwargs = trees.unflatten(self.tree, chosen)
-        where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
-        mapping = self.program.map
-        options = {**kwargs, "in_axes": tuple(where)}
-        if self.task.name == "value":
-            found = mapping(*args, **options)
-        else:
-            method = getattr(mapping, self.task.name)
-            found = method(*args, argnums=self.task.argnums, **options)
+        found = self.samples.elsewhere(self.program, self.task, which)
         for number, values in enumerate(trees.flatten_like(self.lanes.tree, found)):
             result = results[number]
             host = result.numpy() if isinstance(result, DeviceArray) else result
@@ -323,6 +365,104 @@ class _Batch:
                 results[number] = self.device.put(host)
 
 
+class _OneByOne:
+    """A run, one sample after another: for programs that no region runs over samples."""
+
+    def __init__(self, samples: _Samples, program: Program, task: Task) -> None:
+        self.samples, self.program, self.task = samples, program, task
+        self.device = samples.device
+        self._targets: list[Any] = []
+
+    def run(self) -> Any:
+        """Return the results, samples along the first axis."""
+        tree: Any = None
+        others = []
+        for i in range(self.samples.n):
+            args, kwargs = self.samples.sample(i)
+            try:
+                found = self._compute(args, kwargs)
+            except ControlFlowChanged:
+                others.append(i)
+                continue
+            leaves, tree = trees.flatten(found)
+            self._keep(i, leaves)
+        if others:
+            found = self.samples.elsewhere(self.program, self.task, np.array(others))
+            leaves, tree = trees.flatten(found)
+            for place, i in enumerate(others):
+                self._keep(i, [np.asarray(leaf[place]) for leaf in leaves])
+        return trees.unflatten(tree, self._targets)
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        program = self.program.to(self.device)
+        if self.task.name == "value":
+            return program(*args, **kwargs)
+        return getattr(program, self.task.name)(*args, argnums=self.task.argnums, **kwargs)
+
+    def _keep(self, i: int, leaves: list[Any]) -> None:
+        """Put the parts of a result in their places."""
+        if not self._targets:
+            self._targets = [self._room_for(leaf) for leaf in leaves]
+        for target, leaf in zip(self._targets, leaves, strict=True):
+            if not isinstance(target, DeviceArray):
+                target[i] = leaf
+                continue
+            size = prod(target.shape[1:])
+            place = target.after(i * size, size)
+            if isinstance(leaf, DeviceArray):
+                copy(leaf, place)
+            else:
+                place.put(leaf)
+
+    def _room_for(self, leaf: Any) -> Any:
+        """Return an array for a part of all results: on the device, if an argument is there."""
+        shape = (self.samples.n, *np.shape(leaf))
+        for part in self.samples.parts:
+            if isinstance(part, DeviceArray):
+                return self.device.empty(shape, part.dtype)
+        return np.empty(shape, np.asarray(leaf).dtype)
+
+
 def _is_shared(x: Any) -> bool:
     """Whether a part is no array, and so the same for all samples: a string, an integer."""
     return not isinstance(x, (float, list)) and not hasattr(x, "ndim")
+
+
+def in_parts(n: int, run: Callable[[int, int], None], most: int | None = None) -> None:
+    """Call ``run(start, stop)`` over a batch, in halves where a device's memory does not suffice.
+
+    Parameters
+    ----------
+    n : int
+        Size of the batch.
+    run : callable
+        It may be called again for a part of what it ran out of memory for.
+    most : int, optional
+        Samples of a part, at most.
+
+    Raises
+    ------
+    MemoryError
+        If memory does not suffice for one sample.
+
+    Examples
+    --------
+    >>> def run(start, stop):
+    ...     if stop - start > 3:
+    ...         raise MemoryError
+    ...     print(start, stop)
+    >>> in_parts(8, run)
+    0 2
+    2 4
+    4 6
+    6 8
+    """
+    size, start = min(n, most or n), 0
+    while start < n:
+        try:
+            run(start, min(start + size, n))
+            start += size
+        except MemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)

@@ -1,4 +1,4 @@
-"""CUDA devices: arrays on them, and regions run there.
+"""CUDA devices: finding them, their memory, and regions run there.
 
 The same regions run here as on the CPU. One kernel interprets them all, so that a new program
 compiles nothing; a region that has been interpreted for as long as compiling would take gets a
@@ -12,28 +12,21 @@ import functools
 import hashlib
 import importlib.util
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceLostError, DeviceUnavailable, MixedDevicesError, at_caller
-from ..regions.region import ADD, BUFFER, HOW, INDEX, OFFSET, SET, STRIDES, Region
-from . import interchange
-from .launch import Launch, Pass, Sizes
-from .memory import Block, Pool
-
-LONGEST = 500
-"""Instructions of the longest region that gets a kernel of its own: longer ones spill registers."""
-
-_SECONDS = 0.1, 0.004
-"""What compiling a kernel takes: a constant, and per instruction. It need not be exact."""
-
-_compiling = threading.Lock()
+from ..regions.region import BUFFER, INDEX, Region
+from . import interchange, modules
+from .arrays import DeviceArray
+from .launch import Sizes
+from .loaded import Loaded
+from .memory import Pool
 
 
 def device(number: int = 0, stream: Any = None) -> Device:
@@ -85,79 +78,6 @@ def _simulated() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
-class DeviceArray:
-    """An array in the memory of a CUDA device; results come as such.
-
-    CuPy, PyTorch, JAX and Numba take it as it is, through ``__cuda_array_interface__``.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    dtype : numpy.dtype
-        float64, float32 or uint32.
-    address : int
-    device : Device
-    """
-
-    __slots__ = ("_owner", "address", "device", "dtype", "shape")
-
-    def __init__(
-        self, device: Device, owner: Any, address: int, shape: tuple[int, ...], dtype: Any
-    ) -> None:
-        self.device, self._owner, self.address = device, owner, address
-        self.shape, self.dtype = shape, np.dtype(dtype)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        if isinstance(self._owner, Block):
-            self._owner.exported = True
-        return {
-            "data": (self.address, False),
-            "shape": self.shape,
-            "strides": None,
-            "typestr": self.dtype.str,
-            "stream": self.device.stream_number or 1,  # 1 is the default stream
-            "version": 3,
-        }
-
-    def __repr__(self) -> str:
-        return f"DeviceArray(shape={self.shape}, dtype={self.dtype}, device={self.device})"
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        raise TypeError(
-            f"an array on {self.device} is not copied to the host silently; call .numpy()"
-            f"{at_caller()}"
-        )
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """Return a copy on the host, once what computes it has been done."""
-        out = np.empty(self.shape, self.dtype)
-        with self.device.errors():
-            self.device.driver.download(self.address, out, self.device.stream)
-        return out
-
-    def reshape(self, *shape: int) -> DeviceArray:
-        """Return the same elements in another shape."""
-        if prod(shape) != self.size:
-            raise ValueError(f"an array of shape {self.shape} has no shape {shape}{at_caller()}")
-        return DeviceArray(self.device, self._owner, self.address, shape, self.dtype)
-
-    def after(self, elements: int) -> DeviceArray:
-        """Return the elements from one on, flat."""
-        address = self.address + elements * self.dtype.itemsize
-        return DeviceArray(self.device, self._owner, address, (self.size - elements,), self.dtype)
-
-
 class Device:
     """One CUDA device and a stream on it; `device` makes it.
 
@@ -186,6 +106,24 @@ class Device:
         self.pool = Pool(driver)
         self.started: set[Any] = set()
 
+    @functools.cached_property
+    def arrays(self) -> Any:
+        """What runs structural operations: see `tapegrad.devices.modules`; it may be replaced."""
+        return modules.module_for(self)
+
+    def with_room(self, compute: Callable[[], Any]) -> Any:
+        """Return what a function of another library computes, which has memory of its own.
+
+        Where it finds none, what waits here for its next use is given back, and it is called again.
+        """
+        try:
+            return compute()
+        except Exception as error:
+            if not self.is_out_of_memory(error):
+                raise
+        self.pool.release()
+        return compute()
+
     def __repr__(self) -> str:
         return f"<cuda:{self.driver.number}, {self.driver.name}>"
 
@@ -206,10 +144,9 @@ class Device:
         except Exception as error:
             from ..kernels.cuda import driver
 
-            code = self.driver.code_of(error)
-            if code == driver.OUT_OF_MEMORY:
-                raise MemoryError(f"the memory of {self} does not suffice") from error
-            if code not in driver.LOST:
+            if self.is_out_of_memory(error):
+                raise MemoryError(f"the memory of {self} does not suffice{at_caller()}") from error
+            if self.driver.code_of(error) not in driver.LOST:
                 raise
             raise DeviceLostError(
                 f"{self} has stopped working, and what was in its memory is lost: {error}. "
@@ -233,7 +170,7 @@ class Device:
 
     def put(self, array: Any) -> DeviceArray:
         """Return a copy of an array of the host."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         found = self.empty(array.shape, array.dtype)
         with self.errors():
             self.driver.copy_in(found.address, array, self.stream)
@@ -331,282 +268,3 @@ class Device:
                 f"{' and '.join(sorted(dtypes))}{at_caller()}"
             )
         return dtypes.pop() if dtypes else "float64"
-
-
-class Loaded:
-    """A region on a device, ready to run.
-
-    Attributes
-    ----------
-    seconds : float
-        For how long it has been interpreted.
-    straight : object or None
-        Its own kernel, once it has earned it.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        region: Region,
-        indices: dict[int, Any],
-        real: str,
-        continued: bool = False,
-    ) -> None:
-        self.device, self.region, self.real = device, region, real
-        self._indices, self._continued = indices, continued
-        self.itemsize = np.dtype(real).itemsize
-        self.launch = Launch(region, indices, self.itemsize, device.sizes, continued)
-        self.seconds = 0.0
-        self.straight: Any = None
-        self._clocks: list[Any] = []
-        self._fixed: list[Any] | None = None
-        self._words: dict[Any, tuple[Any, Any]] = {}
-        self._lock = threading.Lock()
-
-    def run(self, buffers: Sequence[Any]) -> None:
-        """Run the region."""
-        views = self._checked(buffers)
-        with self._lock, self.device.errors():
-            try:
-                ready = self._prepare(views)
-            except Exception as error:
-                if not self.device.is_out_of_memory(error):
-                    raise
-                ready = None
-            if ready is not None:
-                self._start(*ready)
-                return
-        if self.region.size == 1:
-            raise MemoryError(f"the memory of {self.device} does not suffice for a single lane")
-        self._run_in_halves(buffers)
-
-    def _checked(self, buffers: Sequence[Any]) -> dict[int, DeviceArray]:
-        views: dict[int, DeviceArray] = {}
-        for number, low, high in self.launch.limits:
-            if number not in views:
-                views[number] = self.device.view(buffers[number])
-            if low < 0 or high >= views[number].size:
-                raise IndexError(
-                    f"buffer {number} has {views[number].size} elements, and the region reaches "
-                    f"from {low} to {high}"
-                )
-        return views
-
-    # -- one launch --------------------------------------------------------------------------------
-
-    def _prepare(self, views: dict[int, DeviceArray]) -> tuple[_Memory, Block | None]:
-        """Ask for all the memory that a run needs, so that none is missing half way through it."""
-        device, launch = self.device, self.launch
-        if self._fixed is None:
-            code = np.append(launch.region.code.ravel(), np.zeros(1, np.uint16))
-            constants = np.append(launch.region.constants, 0.0).astype(self.real)
-            parts = code, constants, launch.index
-            self._fixed = [device.driver.upload(part, device.stream) for part in parts]
-        extras = [device.pool.take(size * self.itemsize) for size in launch.extras]
-        rows = device.pool.take(launch.scratch * self.itemsize) if launch.scratch else None
-        memory = self._memory(views, extras)
-        for key, words in [("region", launch.words)] + [
-            (one, one.words) for one in (*launch.before, *launch.after)
-        ]:
-            self._upload(key, words, memory.places)
-        return memory, rows
-
-    def _memory(self, views: dict[int, DeviceArray], extras: list[Block]) -> _Memory:
-        """Return all buffers as one stretch of memory, and the place of each."""
-        addresses = {number: view.address for number, view in views.items()}
-        ends = [view.address + view.size * self.itemsize for view in views.values()]
-        for i, (block, size) in enumerate(zip(extras, self.launch.extras, strict=True)):
-            addresses[self.region.buffers + i] = block.address
-            ends.append(block.address + size * self.itemsize)
-        origin = min(addresses.values())
-        if any((address - origin) % self.itemsize for address in addresses.values()):
-            raise ValueError(f"an array is not aligned to the size of its numbers{at_caller()}")
-        places = {n: (address - origin) // self.itemsize for n, address in addresses.items()}
-        return _Memory(origin, (max(ends) - origin) // self.itemsize, places, extras)
-
-    def _start(self, memory: _Memory, rows: Block | None) -> None:
-        """Start the region's kernel, and the passes before and after it."""
-        assert self._fixed is not None
-        index = "uint32", self._fixed[2].address, self.launch.index.size
-        for one in self.launch.before:
-            self._pass(one, memory, index)
-        self._kernel(memory, index, rows)
-        for one in self.launch.after:
-            self._pass(one, memory, index)
-        self._earn()
-
-    def _upload(self, key: Any, words: Any, places: dict[int, int]) -> tuple[str, int, int]:
-        """Return words on the device, those of the last run if no buffer has moved."""
-        relative = tuple(places[buffer] for _, buffer in words.relative)
-        found = self._words.get(key)
-        if found is None or found[0] != relative:
-            memory = self.device.driver.upload(words.at(places), self.device.stream)
-            found = self._words[key] = relative, memory
-        return "int64", found[1].address, len(words.words)
-
-    def _kernel(self, memory: _Memory, index: Any, rows: Block | None) -> None:
-        from ..kernels.cuda import driver
-
-        device, launch = self.device, self.launch
-        words = self._upload("region", launch.words, memory.places)
-        block, threads = device.sizes.block, launch.threads
-        arguments = [(self.real, memory.origin, memory.size), words]
-        if self.straight is not None:
-            if not launch.sums:
-                threads = -(-min(device.sizes.threads, self.region.size) // block) * block
-            device.driver.launch(
-                self.straight, threads // block, block, 0, device.stream, [*arguments, index]
-            )
-            return
-        assert self._fixed is not None
-        code, constants, _ = self._fixed
-        arguments += [
-            ("uint16", code.address, launch.region.code.size + 1),
-            (self.real, constants.address, len(launch.region.constants) + 1),
-            index,
-        ]
-        kernels = driver.kernels(self.real)
-        kernel = kernels.interpret_in_shared
-        if rows is not None:
-            kernel = kernels.interpret_in_global
-            arguments.append((self.real, rows.address, launch.scratch))
-        # The first launch of a kernel compiles it, which is not to be counted.
-        clock = device.driver.clock(device.stream) if kernel in device.started else None
-        device.driver.launch(
-            kernel, threads // block, block, launch.shared, device.stream, arguments
-        )
-        device.started.add(kernel)
-        if clock is not None:
-            clock.stop()
-            self._clocks.append(clock)
-
-    def _pass(self, one: Pass, memory: _Memory, index: Any) -> None:
-        from ..kernels.cuda import driver
-
-        sizes = self.device.sizes
-        words = self._upload(one, one.words, memory.places)
-        enough = min(-(-one.count // sizes.block), sizes.threads // sizes.block)
-        blocks = one.blocks or max(1, enough)
-        shared = sizes.block * self.itemsize if one.blocks else 0
-        kernel = driver.pass_kernel(one.kernel, self.real)
-        arguments = [(self.real, memory.origin, memory.size), words, index]
-        self.device.driver.launch(
-            kernel, blocks, sizes.block, shared, self.device.stream, arguments
-        )
-
-    # -- a kernel of its own -----------------------------------------------------------------------
-
-    def _earn(self) -> None:
-        """Compile the region's own kernel once interpreting has taken as long as that takes."""
-        if self.straight is not None:
-            return
-        waiting = []
-        for clock in self._clocks:
-            passed = clock.seconds()
-            if passed is None:
-                waiting.append(clock)
-            else:
-                self.seconds += passed
-        self._clocks = waiting
-        constant, each = _SECONDS
-        if self.seconds >= self.device.patience * (constant + each * len(self.region.code)):
-            self.specialise()
-
-    def specialise(self) -> None:
-        """Give the region its own kernel, if it is not too long."""
-        if len(self.region.code) <= LONGEST:
-            with _compiling:
-                self.straight = _straight(self.launch.program(self.real))
-            self._clocks.clear()
-
-    # -- less memory -------------------------------------------------------------------------------
-
-    def _run_in_halves(self, buffers: Sequence[Any]) -> None:
-        """Run the lanes in two parts, each of which may be divided further."""
-        region = self.region
-        views = self._checked(buffers)
-        sizes = self.device.sizes
-        cleared = Launch(region, self._indices, self.itemsize, sizes, self._continued)
-        cleared.before, cleared.after = cleared.clear_all(), []
-        axis = int(np.argmax(region.shape))
-        middle = region.shape[axis] // 2
-        with self.device.errors(), self._lock:
-            self._clear(cleared, views)
-        for low, high in ((0, middle), (middle, region.shape[axis])):
-            part = cut(region, axis, low, high)
-            Loaded(self.device, part, self._indices, self.real, continued=True).run(buffers)
-
-    def _clear(self, launch: Launch, views: dict[int, DeviceArray]) -> None:
-        uploaded = self.device.driver.upload(launch.index, self.device.stream)
-        memory = self._memory(views, [self.device.pool.take(0) for _ in self.launch.extras])
-        for one in launch.before:
-            self._pass(one, memory, ("uint32", uploaded.address, launch.index.size))
-
-
-class _Memory(NamedTuple):
-    """All buffers of a run as one stretch of memory: where it starts, its numbers, their places."""
-
-    origin: int
-    size: int
-    places: dict[int, int]
-    extras: list[Block]  # which live as long as the run
-
-
-def cut(region: Region, axis: int, low: int, high: int) -> Region:
-    """Return the part of a region between two positions of an axis; it adds and never replaces.
-
-    Windows of extremes stay what they are: the part is to be run as one that is continued.
-    """
-    shape = (*region.shape[:axis], high - low, *region.shape[axis + 1 :])
-    inputs, outputs = region.inputs.copy(), region.outputs.copy()
-    for windows in (inputs, outputs):
-        windows[:, OFFSET] += low * windows[:, STRIDES + axis]
-    outputs[outputs[:, HOW] == SET, HOW] = ADD
-    return Region(shape, region.code, region.constants, inputs, outputs, region.rows)
-
-
-@functools.lru_cache(maxsize=256)
-def _straight(program: Any) -> Any:
-    from ..kernels.cuda import driver
-
-    return driver.compile_straight(program)
-
-
-def in_parts(n: int, run: Callable[[int, int], None], most: int | None = None) -> None:
-    """Call ``run(start, stop)`` over a batch, in halves where a device's memory does not suffice.
-
-    Parameters
-    ----------
-    n : int
-        Size of the batch.
-    run : callable
-        It may be called again for a part of what it ran out of memory for.
-    most : int, optional
-        Samples of a part, at most.
-
-    Raises
-    ------
-    MemoryError
-        If memory does not suffice for one sample.
-
-    Examples
-    --------
-    >>> def run(start, stop):
-    ...     if stop - start > 3:
-    ...         raise MemoryError
-    ...     print(start, stop)
-    >>> in_parts(8, run)
-    0 2
-    2 4
-    4 6
-    6 8
-    """
-    size, start = min(n, most or n), 0
-    while start < n:
-        try:
-            run(start, min(start + size, n))
-            start += size
-        except MemoryError:
-            if size == 1:
-                raise
-            size = -(-size // 2)

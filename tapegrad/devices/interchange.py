@@ -1,4 +1,4 @@
-"""Device arrays of other libraries: ``__cuda_array_interface__``, and DLPack inward."""
+"""Device arrays of other libraries: ``__cuda_array_interface__`` and DLPack."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ DTYPES = ("float64", "float32", "uint32")
 
 _CPU, _CUDA, _MANAGED = 1, 2, 13  # devices, by DLPack
 _KINDS = {0: "i", 1: "u", 2: "f"}  # kinds of numbers, by DLPack
+
+
+# Capsules are passed by address: one that is about to end has no references left to count.
+_pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+_new_capsule = ctypes.PYFUNCTYPE(
+    ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
+)(("PyCapsule_New", ctypes.pythonapi))
 
 
 class Foreign(NamedTuple):
@@ -107,10 +119,7 @@ def _on_device(array: Any, driver: Any) -> bool:
 
 def _from_capsule(capsule: Any) -> Foreign:
     """Read a capsule. It is left unconsumed, and so freed with the object; the array lives on."""
-    api = ctypes.pythonapi
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(api.PyCapsule_GetPointer(capsule, b"dltensor"))
+    tensor = _Tensor.from_address(_pointer_in(id(capsule), b"dltensor"))
     if tensor.lanes != 1 or tensor.code not in _KINDS:
         raise TypeError(f"a DLPack array of vectors or of unknown numbers{at_caller()}")
     dtype = np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}")
@@ -118,3 +127,47 @@ def _from_capsule(capsule: Any) -> Foreign:
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
     _need_contiguous(shape, strides, 1)
     return Foreign((tensor.data or 0) + tensor.offset, shape, dtype)
+
+
+# -- DLPack outward --------------------------------------------------------------------------------
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+_lent: dict[int, tuple[Any, ...]] = {}
+"""What other libraries hold, by the address of its structure: that, and all that it points to."""
+
+
+def _let_go(address: int) -> None:
+    _lent.pop(address, None)
+
+
+def _capsule_ends(capsule: int) -> None:
+    """Free what a capsule holds, if nobody has taken it out."""
+    if _is_valid(capsule, b"dltensor"):
+        _lent.pop(_pointer_in(capsule, b"dltensor"), None)
+
+
+_deleter, _destructor = map(ctypes.CFUNCTYPE(None, ctypes.c_void_p), (_let_go, _capsule_ends))
+
+
+def device_by_dlpack(driver: Any) -> tuple[int, int]:
+    """Return what DLPack calls a device: its kind and its number."""
+    return (_CPU, 0) if driver.name == "CUDA simulator" else (_CUDA, driver.number)
+
+
+def capsule_of(array: Any, driver: Any) -> Any:
+    """Return a capsule of DLPack for a contiguous array, which it keeps alive."""
+    shape = (ctypes.c_int64 * max(len(array.shape), 1))(*array.shape)
+    managed = _Managed()
+    tensor = managed.tensor
+    tensor.data, tensor.ndim, tensor.shape = array.address, len(array.shape), shape
+    tensor.device[:] = device_by_dlpack(driver)
+    tensor.code = {kind: code for code, kind in _KINDS.items()}[array.dtype.kind]
+    tensor.bits, tensor.lanes = 8 * array.dtype.itemsize, 1
+    managed.deleter = ctypes.cast(_deleter, ctypes.c_void_p)
+    address = ctypes.addressof(managed)
+    _lent[address] = managed, shape, array
+    return _new_capsule(address, b"dltensor", ctypes.cast(_destructor, ctypes.c_void_p))

@@ -210,12 +210,15 @@ class Launch:
             return
         if any(out.extreme for out in rest):
             raise ValueError("an out-window of extremes meets another one")
-        for out in rest:
-            if not out.add:
-                self.before.append(self._clear(out))
         lead = next((out for out in rest if out.injective), None)
-        if lead is not None:
-            self._kinds[id(lead)] = W.ADD, -1, 0
+        replacing = [out for out in rest if not out.add]
+        if len(replacing) == 1 and replacing[0].injective:
+            (lead,) = replacing  # all others add, after it
+            self._kinds[id(lead)] = W.SET, -1, 0
+        else:
+            self.before += [self._clear(out) for out in replacing]
+            if lead is not None:
+                self._kinds[id(lead)] = W.ADD, -1, 0
         for out in rest:
             if out is not lead:
                 self._carry(out, True, alone=False)
@@ -226,7 +229,7 @@ class Launch:
             extra = self._extra(self.region.size)
             self._kinds[id(out)] = W.SET, extra, 0
             if out.separable:
-                self._meet(out, extra, *out.axes(self._lanes))
+                self._meet(out, self.continued, extra, *out.axes(self._lanes))
             else:
                 self._meet_in_order(out, self.continued, extra)
         elif out.injective and alone:
@@ -236,12 +239,12 @@ class Launch:
             self._kinds[id(out)] = W.SUM, extra, self.region.rows + self.sums
             self.sums += 1
             around: Axes = [], [], []
-            self._add_up(out, add, extra, around, ([self.threads], [1]))
+            self._meet(out, add, extra, around, ([self.threads], [1]))
         else:
             extra = self._extra(self.region.size)
             self._kinds[id(out)] = W.SET, extra, 0
             if out.separable:
-                self._add_up(out, add, extra, *out.axes(self._lanes))
+                self._meet(out, add, extra, *out.axes(self._lanes))
             else:
                 self._meet_in_order(out, add, extra)
 
@@ -264,13 +267,9 @@ class Launch:
         words = self._pass(out, around=around, along=([], []), source=out.buffer)
         return Pass(f"clear_{out.extreme}" if out.extreme else "clear", 0, prod(around[0]), words)
 
-    def _meet(self, out: Reach, extra: int, around: Axes, along: Members) -> None:
-        """Take extremes of numbers that lie in strides."""
-        words = self._pass(out, around=around, along=along, source=extra, adds=self.continued)
-        self.after.append(Pass(f"{out.extreme}_by_threads", 0, prod(around[0]), words))
-
-    def _add_up(self, out: Reach, add: bool, extra: int, around: Axes, along: Members) -> None:
-        """Add numbers that lie in strides."""
+    def _meet(self, out: Reach, add: bool, extra: int, around: Axes, along: Members) -> None:
+        """Add numbers that lie in strides, or take their extremes."""
+        what = out.extreme or "sum"
         count, members = prod(around[0]), prod(along[0])
         if members >= LONG:
             parts = min(_PARTS, max(1, members // _PART)) if count < _PARTS else 1
@@ -279,12 +278,12 @@ class Launch:
             words.words[W.TARGET] = 0
             words.relative = [pair for pair in words.relative if pair[0] != W.TARGET]
             words.relative.append((W.TARGET, into))
-            self.after.append(Pass("sum_by_blocks", count * parts, count, words))
+            self.after.append(Pass(f"{what}_by_blocks", count * parts, count, words))
             extents, targets, _ = around
             steps = [prod(extents[i + 1 :]) * parts for i in range(len(extents))]
             around, along, extra = (extents, targets, steps), ([parts], [1]), into
         words = self._pass(out, around=around, along=along, source=extra, adds=add)
-        self.after.append(Pass("sum_by_threads", 0, count, words))
+        self.after.append(Pass(f"{what}_by_threads", 0, count, words))
 
     def _meet_in_order(self, out: Reach, add: bool, extra: int) -> None:
         """Add numbers whose elements come in no pattern, those of one element in their order.

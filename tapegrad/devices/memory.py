@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,13 @@ class Pool:
     ----------
     free : dict of int to list
         Memory that nothing uses, by size.
+    others : list of callable
+        What else can give memory back to the driver, where there is none left.
     """
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
+        self.others: list[Callable[[], None]] = []
         self.free: defaultdict[int, list[Any]] = defaultdict(list)
 
     def take(self, size: int) -> Block:
@@ -60,6 +64,8 @@ class Pool:
             if code != driver.OUT_OF_MEMORY and not isinstance(error, MemoryError):
                 raise
             self.release()
+            for other in self.others:
+                other()
             memory = self._ask(size)
         return Block(self, memory, size)
 

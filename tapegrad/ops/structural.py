@@ -2,9 +2,10 @@
 
 The rule of a structural row is one function over the NumPy namespace, ``vjp(g, out, *operands,
 **params)``. It gives one cotangent for each operand, of that operand's shape. It calls nothing but
-NumPy functions, so that it runs on ndarrays in a sweep, and on Arrays where a derivative is itself
-being recorded. For that reason no rule branches on values, and none divides by an operand: a
-derivative of a rule must be the second derivative, at zeros too.
+NumPy functions of its operands, so that it runs on ndarrays in a sweep, on arrays of CuPy on a
+device, and on Arrays where a derivative is itself being recorded. For that reason no rule makes an
+array but from another one (`np.ones_like`), none branches on values, and none divides by an
+operand: a derivative of a rule must be the second derivative, at zeros too.
 
 The forward rule is a function of the same kind, ``jvp(tangents, out, *operands, **params)``. It is
 given a tangent for each operand, None for one that has none, and gives the tangent of the result.
@@ -132,7 +133,7 @@ def _chosen(out: Any, x: Any, axis: Axis) -> tuple[Any, Any]:
 
 def _products_of_others(x: Any) -> Any:
     """Multiply, along the last axis, all elements but one: those before it by those after it."""
-    one = np.ones((*x.shape[:-1], 1))
+    one = np.ones_like(x[..., :1])
     before = np.cumprod(np.concatenate([one, x[..., :-1]], axis=-1), axis=-1)
     after = np.cumprod(np.concatenate([one, x[..., :0:-1]], axis=-1), axis=-1)
     return before * after[..., ::-1]
@@ -151,7 +152,7 @@ def _others(x: Any, axis: Axis) -> Any:
     """Return, for each element, the product of all others along the axes."""
     axes = axes_of(axis, x.ndim)
     if x.size == 0:
-        return np.zeros(x.shape)
+        return np.zeros_like(x)
     # The reduced axes go last, as one.
     order = tuple(i for i in range(x.ndim) if i not in axes) + axes
     moved = np.transpose(x, order)
@@ -173,7 +174,7 @@ def _cumsum_jvp(tangents: Any, out: Any, x: Any, *, axis: int | None = None) -> 
 
 def _cumprod_vjp(g: Any, out: Any, x: Any, *, axis: int | None = None) -> Any:
     if x.size == 0:
-        return (np.zeros(x.shape),)
+        return (np.zeros_like(x),)
     lines = np.reshape(x, (-1,)) if axis is None else np.moveaxis(x, axis, -1)
     seeds = g if axis is None else np.moveaxis(g, axis, -1)
     result = _products_before(lines) * _suffix_sums(seeds, lines)
@@ -182,7 +183,7 @@ def _cumprod_vjp(g: Any, out: Any, x: Any, *, axis: int | None = None) -> Any:
 
 def _cumprod_jvp(tangents: Any, out: Any, x: Any, *, axis: int | None = None) -> Any:
     if x.size == 0:
-        return np.zeros(out.shape)
+        return np.zeros_like(out)
     (t,) = tangents
     lines = np.reshape(x, (-1,)) if axis is None else np.moveaxis(x, axis, -1)
     seeds = np.reshape(t, (-1,)) if axis is None else np.moveaxis(t, axis, -1)
@@ -195,7 +196,7 @@ def _cumprod_jvp(tangents: Any, out: Any, x: Any, *, axis: int | None = None) ->
 
 def _products_before(x: Any) -> Any:
     """Return, for each element, the product of those before it along the last axis."""
-    one = np.ones((*x.shape[:-1], 1))
+    one = np.ones_like(x[..., :1])
     return np.cumprod(np.concatenate([one, x[..., :-1]], axis=-1), axis=-1)
 
 
@@ -203,10 +204,10 @@ def _suffix_sums(g: Any, x: Any) -> Any:
     """Solve s[i] = g[i] + x[i+1] s[i+1] along the last axis by doubling, in log n steps."""
     n = x.shape[-1]
     sums = g
-    factors = np.concatenate([x[..., 1:], np.zeros((*x.shape[:-1], 1))], axis=-1)
+    factors = np.concatenate([x[..., 1:], np.zeros_like(x[..., :1])], axis=-1)
     step = 1
     while step < n:
-        beyond = np.zeros((*x.shape[:-1], step))
+        beyond = np.zeros_like(x[..., :step])
         sums = sums + factors * np.concatenate([sums[..., step:], beyond], axis=-1)
         factors = factors * np.concatenate([factors[..., step:], beyond], axis=-1)
         step *= 2

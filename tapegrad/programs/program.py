@@ -6,6 +6,7 @@ How it is recorded and swept is in `tapegrad.programs.recorded`.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,10 @@ class Program(Recorded):
             return trees.unflatten(self._out_tree, self._splice(leaves))
         with self.lock:
             self._run(leaves)
-            return self._read()
+            result = self._read()
+        if self._origin is not None and not _is_finite(result):
+            return self._origin(*args, **kwargs)
+        return result
 
     def value_and_grad(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
         """Run the program and return its value, a single number, and the gradient.
@@ -152,15 +156,18 @@ class Program(Recorded):
         if any_tracked(leaves):
             return self._tracked_gradient(leaves, argnums)
         with self.lock:
-            self._run(leaves, evaluate=False)
             output = self._single_output("value_and_grad")
             if output.size != 1:
                 raise TypeError(
                     f"the program returns an output of shape {output.shape}, not a single number; "
                     f"use its vjp or jacobian{at_caller()}"
                 )
-            found = self._reverse([(output, 1.0)])
-            return self._read(), self._pick(found, argnums)
+            try:
+                self._run(leaves, evaluate=False)
+                found = self._reverse([(output, 1.0)])
+                return self._read(), self._pick(found, argnums)
+            finally:
+                self._give_back()
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.
@@ -196,6 +203,11 @@ class Program(Recorded):
                 args, kwargs = self.example()
                 derived = Program(functools.partial(gradient), args, kwargs)
             derived._name, derived._function = f"gradient of {self._name}", None
+            # A sweep carries on nothing that is zero, be it multiplied by infinity; what is derived
+            # cannot skip, and may answer nan where a sweep does not.
+            derived._origin = lambda *args, **kwargs: self.value_and_grad(
+                *args, argnums=argnums, **kwargs
+            )[1]
             self._gradients[key] = derived
         return derived
 
@@ -432,7 +444,7 @@ class Program(Recorded):
         return Map.of(self)
 
     def to(self, where: Any, stream: Any = None) -> Any:
-        """Return the program on a device, which runs it over many samples.
+        """Return the program on a device.
 
         Parameters
         ----------
@@ -444,8 +456,8 @@ class Program(Recorded):
         Returns
         -------
         DeviceProgram
-            Its ``map(X)``, ``map.value_and_grad(X)``, ... are those of `Program.map`; see
-            `tapegrad.devices.batches.DeviceMap`.
+            It has this program's methods, and its `map`, for arrays of the device and of the host;
+            see `tapegrad.devices.programs.DeviceProgram`.
 
         Raises
         ------
@@ -461,9 +473,13 @@ class Program(Recorded):
         """
         if where == "cpu":
             return self
-        from ..devices.batches import DeviceProgram, device_named
+        from ..devices.programs import DeviceProgram, device_named
 
-        return DeviceProgram(self, device_named(where, stream))
+        device = device_named(where, stream)
+        with self.lock:
+            if device not in self.on:
+                self.on[device] = DeviceProgram(self, device)
+            return self.on[device]
 
     # -- on tracked values -----------------------------------------------------------------------
 
@@ -531,6 +547,15 @@ class Program(Recorded):
             elif part is not None:
                 parts[i] = check_seed(part, known.shape)
         return parts
+
+
+def _is_finite(result: Any) -> bool:
+    """Whether all numbers of a result are finite."""
+    if isinstance(result, float):
+        return math.isfinite(result)
+    parts = [np.ravel(part) for part in trees.flatten(result)[0]]
+    # Numbers whose squares overflow are looked at again.
+    return all([math.isfinite(x.dot(x)) or bool(np.isfinite(x).all()) for x in parts])
 
 
 def _is_whole(x: Any) -> bool:

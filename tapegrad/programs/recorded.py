@@ -14,7 +14,7 @@ from ..decisions import Decisions
 from ..errors import ControlFlowChanged, at_caller
 from ..recording import FLOAT64
 from ..storage import Floats, Tracked
-from ..tape import Recording, Tape, recorder
+from ..tape import LENT_SIZE, Recording, Tape, recorder
 from ..transforms.adjoint import pinned
 from ..transforms.call import (
     Function,
@@ -57,9 +57,11 @@ class Recorded:
         self._dense: dict[Any, PreparedJacobian | None] = {}  # by inputs and mode; None: used once
         self._chosen: dict[Any, list[int]] = {}  # positions, by argnums that were asked for
         self._template: Template | None = None
+        self._origin: Function | None = None  # what a gradient is computed by in case of doubt
         self._calls: Calls | None = None
         self.lanes: dict[Any, Any] = {}  # `batches.lanes.Lanes` or None, by what they compute
         self.single: bool | None = None  # whether it computes in float32, if that is known
+        self.on: dict[Any, Any] = {}  # `devices.programs.DeviceProgram` by device
         self.samples_met: dict[Any, int] = {}  # by a long program that has no lanes yet
         found, self._tree = trees.flatten((args, dict(kwargs)), trees.is_numeric_list)
         leaves = [example(leaf) for leaf in found]
@@ -115,9 +117,10 @@ class Recorded:
         program._recording, program.decisions = recording, recording.decisions
         program.tape = tape
         program._gradients, program._sparse, program._dense = {}, {}, {}
-        program._template, program._function, program._calls = None, None, None
+        program._template, program._function = None, None
+        program._origin, program._calls = None, None
         program._chosen, program.lanes, program.samples_met = {}, {}, {}
-        program.single = None
+        program.single, program.on = None, {}
         program._tree, program._count, program._inputs, program._static = arguments
         program._out_tree, program._outputs = results
         program.tape.replays = Replays(tape.flushed_cell, program._output_cells())
@@ -182,7 +185,7 @@ class Recorded:
         return output.flat_cells()
 
     def compile(self: P) -> P:
-        """Compile the loops of the program now, and return it.
+        """Compile the loops of the program now, and its array code with its next sweep.
 
         Nothing else needs compiling.  By itself a program does this once its sweeps have taken
         about as long as it takes, a second: after that a scalar loop runs as fast as compiled code.
@@ -311,10 +314,13 @@ class Recorded:
         self._check_static(leaves)
         self._compile_where_due()
         v = tape.arena.v.array
+        later = not evaluate and not len(self.decisions) and execute.by_regions(tape)
         for known, leaf in zip(self._inputs, leaves, strict=True):
-            if known is not None:
+            if known is not None and not (later and self._borrow(known, leaf)):
                 known.put(leaf, v)
         tape.done, tape.done_cell, tape.sparse = 0, 0, None
+        if later:
+            return
         ready = execute.ready_sweeps(tape)
         if ready is not None and prepared is None and not self.decisions.by_functions:
             place = ready.forward(check=True)
@@ -326,12 +332,31 @@ class Recorded:
             prepared.evaluate()
         else:
             regions = execute.by_regions(tape)
-            if regions and not evaluate and not len(self.decisions):
-                return
             execute.evaluate(tape, self._needed() if regions else None)
         changed = self.decisions.check(v)
         if changed is not None:
             raise self._refused(changed)
+
+    def _borrow(self, known: Input, leaf: Any) -> bool:
+        """Let a long argument stay where it is while a sweep by regions reads it, if it can."""
+        fits = type(leaf) is np.ndarray and leaf.shape == known.shape and leaf.dtype == FLOAT64
+        if not fits or leaf.size < LENT_SIZE or not leaf.flags.c_contiguous:
+            return False
+        for entry in self.tape.imports:
+            if entry.cell == known.cell and entry.leaf is known.leaf:
+                entry.values = leaf.reshape(-1)
+                self.tape.lent.append(entry)
+                return True
+        return False
+
+    def _give_back(self) -> None:
+        """Forget arguments that were borrowed: their values are nowhere now."""
+        tape = self.tape
+        if tape.lent:
+            for entry in tape.lent:
+                entry.values = None
+            tape.lent.clear()
+            tape.done, tape.done_cell, tape.sparse = 0, 0, None
 
     def _compile_where_due(self) -> None:
         """Compile what has been replayed often enough for that to pay."""

@@ -51,4 +51,5 @@ def reorder(tape: Tape) -> np.ndarray[Any, np.dtype[np.int64]] | None:
         entry.cell = int(to[entry.cell]) if entry.size else 0
     tape._arena = CompactArena(op, a, b, values)
     tape.milestones = []
+    tape.plans.clear()
     return to

@@ -235,11 +235,13 @@ class _Body:
 def _compiled(body: Any) -> tuple[Any, Any]:
     from numba import njit
 
+    from ..kernels.emit import writing
     from ..kernels.emit.loop import emit
 
     scalar = importlib.import_module("..kernels.cpu.scalar", __package__)
     names = dict(vars(scalar))
-    exec(compile(emit(body), "<a loop of a program>", "exec"), names)
+    with writing:
+        exec(compile(emit(body), "<a loop of a program>", "exec"), names)
     f8, i8 = "float64[::1]", "int64"
     options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     with _compile_lock:

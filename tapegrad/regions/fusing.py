@@ -3,9 +3,9 @@
 Results are the same to the bit: a rewriting is made only where the rounded numbers, and the signs
 of zeros, are those of the instructions that it replaces.
 
-Signs are taken along as far as they go: ``(-a) * b`` is ``-(a * b)``, and ``c + -(a * b)`` a
-difference. Then products and sums that only one other instruction uses become a part of it, by the
-rows of `tapegrad.ops.fused`.
+What is computed twice is computed once. Signs are taken along as far as they go: ``(-a) * b`` is
+``-(a * b)``, and ``c + -(a * b)`` a difference. Then products and sums that only one other
+instruction uses become a part of it, by the rows of `tapegrad.ops.fused`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Fusing:
     def __init__(self, code: Sequence[Instruction], results: Sequence[int]) -> None:
         self.code: list[Instruction] = []
         self._signed: list[tuple[int, bool]] = []  # by old value: new value, and whether minus it
-        self._negatives: dict[int, int] = {}
+        self._known: dict[tuple[int, ...], int] = {}
         for op, *operands in code:
             self._signed.append(self._signless(op, operands))
         self.results = [self._plain(value) for value in results]
@@ -83,8 +83,13 @@ class Fusing:
     # -- signs -------------------------------------------------------------------------------------
 
     def _append(self, op: int, *operands: int) -> int:
-        self.code.append([op, *operands])
-        return len(self.code) - 1
+        """Append an instruction, unless it is there already; return its value."""
+        if op in (_ADD, _MULTIPLY):
+            operands = tuple(sorted(operands))
+        value = self._known.setdefault((op, *operands), len(self.code))
+        if value == len(self.code):
+            self.code.append([op, *operands])
+        return value
 
     def _seen(self, value: int) -> tuple[int, bool]:
         return (value, False) if value < 0 else self._signed[value]
@@ -92,12 +97,7 @@ class Fusing:
     def _plain(self, value: int) -> int:
         """Return a value with its sign, as a value of the new code."""
         new, minus = self._seen(value)
-        return self._negative(new) if minus else new
-
-    def _negative(self, new: int) -> int:
-        if new not in self._negatives:
-            self._negatives[new] = self._append(_NEGATIVE, new)
-        return self._negatives[new]
+        return self._append(_NEGATIVE, new) if minus else new
 
     def _signless(self, op: int, operands: list[int]) -> tuple[int, bool]:
         """Append an instruction; return its value but for the sign, and the sign."""
@@ -117,7 +117,7 @@ class Fusing:
             if a_minus and not b_minus:
                 return self._append(_SUBTRACT, b, a), False
             if a_minus:  # not -(a + b): zero would come out as -0.0
-                a = self._negative(a)
+                a = self._append(_NEGATIVE, a)
             return self._append(_SUBTRACT if b_minus else _ADD, a, b), False
         return self._append(op, *map(self._plain, operands)), False
 

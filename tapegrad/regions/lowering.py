@@ -45,6 +45,9 @@ that a distant cache serves nearly as well, and to decode an instruction has its
 STREAM_BYTES = 24 << 20
 """Arrays beyond which results go past the cache: they would not be there when they are read."""
 
+AHEAD_BYTES = 1 << 20
+"""Arrays beyond which a block's arguments are asked for while the one before is computed."""
+
 READ_OFTEN = 6
 """Instructions that read an in-window from which it is copied to where vectors are aligned."""
 
@@ -76,11 +79,17 @@ class Lowered:
         Bytes that they take together.
     size, work : int
         Lanes, and about how many instructions times lanes.
+    uniform : frozenset of int
+        Rows that hold one number in all lanes.
+    straight : int
+        Address of the region's own code (see `straight`), 0 as long as there is none.
+    left : float
+        Seconds to be run until there is; negative where that is not known yet.
     """
 
     __slots__ = (
-        *("address", "chunks", "extra", "extras", "keep"),
-        *("scratch", "size", "words", "work"),
+        *("address", "chunks", "extra", "extras", "keep", "left", "scratch", "size", "straight"),
+        *("uniform", "words", "work"),
     )
 
     def __init__(self, region: Region) -> None:
@@ -90,6 +99,10 @@ class Lowered:
         self.size, self.work = n, n * (len(region.code) + 4)
         outs = [_Out(region, w) for w in region.outputs]
         kinds = [_in_kind(region.shape, w) for w in region.inputs.tolist()]
+        rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
+        same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
+        self.uniform = frozenset([*range(len(region.constants)), *same])
+        self.straight, self.left = 0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
         block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):
@@ -105,11 +118,19 @@ class Lowered:
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
             arranged += _arrange(together, n, width, chunk, self.chunks)
-        _choose_places(region, arranged)
-        self._write(region, kinds, arranged, block, chunk)
+        flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
+        moved = region.itemsize * region.size * flat
+        _choose_places(region, arranged, streams=moved > STREAM_BYTES)
+        self._write(region, kinds, arranged, block, chunk, ahead=moved > AHEAD_BYTES)
 
     def _write(
-        self, region: Region, kinds: list[int], outs: list[_Out], block: int, chunk: int
+        self,
+        region: Region,
+        kinds: list[int],
+        outs: list[_Out],
+        block: int,
+        chunk: int,
+        ahead: bool,
     ) -> None:
         inputs = region.inputs
         ndim = len(region.shape)
@@ -138,8 +159,13 @@ class Lowered:
         used = np.arange(3) < ARITIES[code[:, 0]][:, None]
         read = np.bincount(code[:, 2:][used], minlength=region.rows)
         for i, w in enumerate(inputs.tolist()):
-            aligned = int(read[w[ROW]] >= READ_OFTEN)
-            words += self._window(w, strides_at + i * ndim, KIND=kinds[i], ALIGNED=aligned)
+            words += self._window(
+                w,
+                strides_at + i * ndim,
+                KIND=kinds[i],
+                ALIGNED=int(read[w[ROW]] >= READ_OFTEN),
+                AHEAD=int(ahead),
+            )
             strides += w[STRIDES:]
         numbers: dict[int, int] = {}
         for i, out in enumerate(outs, len(inputs)):
@@ -316,12 +342,10 @@ def _put_aside(out: _Out, n: int, chunks: int) -> None:
         out.kind, out.extra = "LATER", n
 
 
-def _choose_places(region: Region, outs: list[_Out]) -> None:
-    """Let results be written where they are to go, a row to one place."""
+def _choose_places(region: Region, outs: list[_Out], streams: bool) -> None:
+    """Let results be written where they are to go, a row to one place, or past the cache."""
     results = set(region.code[:, 1].tolist())
     rows = [out.row for out in outs]
-    flat = sum(out.kind == "FLAT" for out in outs) + len(region.inputs)
-    streams = region.itemsize * region.size * flat > STREAM_BYTES
     for out in outs:
         if streams and out.kind == "FLAT" and out.how == SET:
             out.streamed = True

@@ -10,6 +10,7 @@ not on any value, so plans are kept and serve every recording of the same struct
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
+from .fusing import Fusing
 from .region import ARITIES, MAXIMUM, MINIMUM, SET, Region
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ LIMIT = 512
 OWN = 256
 """Elements from which an import has buffers of its own, and is neither copied nor cleared."""
 
+FUSED = 1 << 14
+"""Lanes from which a region's program is fused: that takes about 5 us an instruction, once."""
+
 KEPT = 64
 """Plans that are kept, the latest used."""
 
@@ -37,7 +42,7 @@ VALUES, POOL, ADJOINTS, INDICES, TIES, IMPORTS = range(6)
 
 SCALARS, HOST_CALL = -1, -2
 _AXES, _WINDOW = 6, 6
-_STORE_ALL, _STORE_OUTSIDE, _REVERSE, _COUNT_TIES = 1, 2, 4, 8
+_STORE_ALL, _STORE_OUTSIDE, _REVERSE, _COUNT_TIES, _STORE_SUMS = 1, 2, 4, 8, 16
 _BY_OTHERS = 2
 _RECEIVED = np.array(adjoints.RECEIVED, np.int64)
 _STARTS = np.array(adjoints.STARTS, np.int64)
@@ -116,6 +121,8 @@ class Plan:
         First cell of each instruction, and the cell after the last.
     stored : ndarray of bool
         By instruction, whether its values are computed and kept.
+    compiled : bool
+        Whether its regions have been given code of their own, where they can.
     """
 
     def __init__(self, tape: Tape, start: int, mode: str, seeds: tuple[Any, ...], active: Any):
@@ -143,6 +150,7 @@ class Plan:
         self.n, self.start = n, start
         self._room = 0
         self.fused = -1
+        self.compiled = False
         self.steps: list[Step] = []
         if self.count < 0:
             return
@@ -161,8 +169,8 @@ class Plan:
         self._ties = np.full(n, -1, np.int64)
         self.ties = 0
         self.stored = np.ones(n, np.bool_)
-        if mode == "gradient":
-            self._plan_gradient(seeds, active)
+        if mode in ("gradient", "adjoints"):
+            self._plan_gradient(seeds, active, sums=mode == "gradient")
         elif mode == "some":
             self._plan_some(seeds)
         else:
@@ -216,9 +224,9 @@ class Plan:
         self.stored = (self._region < 0) | (self._outside != 0) | (kinds == HOST)
         for step in self.steps:
             if step.kind >= 0:
-                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+                step.forward = self._write(step.kind, _STORE_OUTSIDE | _STORE_SUMS)
 
-    def _plan_gradient(self, seeds: tuple[Any, ...], active: Any) -> None:
+    def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, sums: bool) -> None:
         host_at, h, start, n = self._hosts
         op, a, b = self._columns
         seeded = self._chosen(seeds)
@@ -236,7 +244,10 @@ class Plan:
         used[self._region[inside & (self._active != 0)]] = True
         tied = self._find_extremes()
         self.fused = self._find_fused(used, tied)
-        self.stored = ~inside | (used[self._region] & ((self._outside != 0) | (kinds == HOST)))
+        sums = sums or bool(tied)  # extremes are met again on the way back
+        store = _STORE_OUTSIDE | (_STORE_SUMS if sums else 0)
+        stored = (self._outside != 0) | (sums & (kinds == HOST))
+        self.stored = ~inside | (used[self._region] & stored)
         touched = np.zeros(len(self.own), np.uint8)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
@@ -246,9 +257,9 @@ class Plan:
             if not used[step.kind]:
                 continue
             if i == self.fused:
-                step.backward = self._write(step.kind, _STORE_OUTSIDE | _REVERSE, step, touched)
+                step.backward = self._write(step.kind, store | _REVERSE, step, touched)
             else:
-                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+                step.forward = self._write(step.kind, store)
                 if step.kind in tied:
                     step.ties = self._write(step.kind, _COUNT_TIES)
                 step.backward = self._write(step.kind, _REVERSE, step, touched)
@@ -347,6 +358,8 @@ class Plan:
     def _region_of(
         self, shape: Ints, code: Ints, inputs: Ints, outputs: Ints, constants: Any, counts: Ints
     ) -> Region:
+        if prod(shape.tolist()) >= FUSED:
+            code = fused(code, outputs, counts)
         m, n_in, n_out, n_constants = counts.tolist()
         self._ordering.renumber(code, outputs, counts)
         fixed = n_constants + n_in
@@ -377,6 +390,17 @@ class Plan:
             return True
         p, q = np.searchsorted(self.first, (low, high), side="right") - 1
         return bool(self.stored[p : q + 1].all())
+
+
+def fused(code: Ints, outputs: Ints, counts: Ints) -> Ints:
+    """Return a program as `tapegrad.regions.fusing` rewrites it; outputs and counts follow."""
+    count, n_out = int(counts[0]), int(counts[2])
+    lines = [[op, *values[: ARITIES[op]]] for op, *values in code[:, :count].T.tolist()]
+    found = Fusing(lines, outputs[:n_out, 0].tolist())
+    outputs[:n_out, 0] = found.results
+    counts[0] = len(found.code)
+    lines = [line + [0] * (4 - len(line)) for line in found.code]
+    return np.ascontiguousarray(np.array(lines, np.int64).reshape(-1, 4).T)
 
 
 # -- what a plan is made from ----------------------------------------------------------------------
@@ -454,7 +478,7 @@ def plan_of(
         Flushed.
     mode : str
         "values" (all of them), "some" (those asked for, and what scalar instructions and those of
-        the host need) or "gradient" (adjoints, and the values needed for them).
+        the host need), "adjoints" (and the values needed for them) or "gradient" (and sums).
     seeds : tuple of (int, int)
         Stretches of cells, lowest and highest, that are asked for, or where adjoints start.
     active : ndarray of uint8

@@ -8,16 +8,19 @@ added up in their order.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import at_caller
+from . import straight
 from .lowering import Lowered
 from .region import Region
 
@@ -186,6 +189,31 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     lowered = region.lowered or lower(region)
     if lowered.size == 0:
         return
+    if lowered.straight:
+        _run(run, lowered.straight, region, lowered, addresses)
+        return
+    start = perf_counter()
+    _run(run, blocks, region, lowered, addresses)
+    earn(region, lowered, perf_counter() - start)
+
+
+def earn(region: Region, lowered: Lowered, seconds: float) -> None:
+    """Count the time that a region is run; compile it once that has taken as long as compiling."""
+    if lowered.left < 0.0:
+        lowered.left = straight.cost(region)
+    lowered.left = max(lowered.left - seconds, 0.0)
+    if lowered.left == 0.0:
+        specialise(region)
+
+
+def specialise(region: Region) -> None:
+    """Compile a region, if that is to be done."""
+    lowered = region.lowered or lower(region)
+    if not lowered.straight and straight.cost(region) < math.inf:
+        lowered.straight = straight.compile_region(region, lowered.uniform)
+
+
+def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: list[int]) -> None:
     table = array("q", addresses)
     extra = None  # held until the end
     if lowered.extra > SMALL_EXTRA:

@@ -53,7 +53,11 @@ class DerivedMatrix:
         return self._tape.n
 
     def values(self, inputs: Sequence[Any]) -> Floats:
-        """Return the nonzeros for values of the program's inputs."""
+        """Return the nonzeros for values of the program's inputs.
+
+        A sweep carries on nothing that is zero, be it multiplied by inf; this does, so that it may
+        answer nan, and nothing worse, where that would not.
+        """
         tape = self._tape
         v, start = tape.arena.v.array, 0
         for value in inputs:

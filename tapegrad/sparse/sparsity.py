@@ -10,6 +10,7 @@ recording is swept in a few directions that give all nonzeros together: the stru
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -153,14 +154,37 @@ def _still_fits(program: Program, x: Any) -> bool:
 class _Derived:
     """A recording prepared as a program that computes the nonzeros."""
 
-    def __init__(self, matrix: DerivedMatrix, pattern: Pattern) -> None:
-        self._matrix, self.pattern = matrix, pattern
+    def __init__(self, matrix: DerivedMatrix, pattern: Pattern, argnum: int) -> None:
+        self._matrix, self.pattern, self._argnum = matrix, pattern, argnum
+        self._sweeps: tuple[_Swept, Ints, Ints] | None = None
 
     def values(self, program: Program, leaves: Sequence[Any]) -> Floats:
         """Return the nonzeros for other arguments of the recording."""
         if len(program.decisions):
             program._run(leaves)
-        return self._matrix.values([x for x in program._checked(leaves) if x is not None])
+        data = self._matrix.values([x for x in program._checked(leaves) if x is not None])
+        # Numbers whose squares overflow are looked at again, and found to be finite.
+        if not math.isfinite(data.dot(data)) and not np.isfinite(data).all():
+            return self._swept(program, leaves)
+        return data
+
+    def _swept(self, program: Program, leaves: Sequence[Any]) -> Floats:
+        """Return the nonzeros as sweeps give them, which know where nothing flows."""
+        if self._sweeps is None:
+            prepare = _sweep_hessian if self.pattern.symmetric else _sweep_jacobian
+            swept = prepare(program, self._argnum)
+            self._sweeps = swept, *_common(swept.pattern, self.pattern)
+        swept, theirs, mine = self._sweeps
+        data = np.zeros(len(self.pattern.columns))
+        data[mine] = swept.values(program, leaves)[theirs]
+        return data
+
+
+def _common(one: Pattern, other: Pattern) -> tuple[Ints, Ints]:
+    """Return where two patterns have the nonzeros that they have in common."""
+    theirs, mine = (x.rows * x.shape[1] + x.columns for x in (one, other))
+    _, at, to = np.intersect1d(theirs, mine, assume_unique=True, return_indices=True)
+    return at, to
 
 
 class _Swept:
@@ -213,10 +237,16 @@ def _prepare_jacobian(program: Program, argnum: int) -> _Derived | _Swept:
             pass
         else:
             structure = derived.indptr, derived.columns
-            return _Derived(derived, Pattern(shape, *structure, dtype=known.dtype))
+            return _Derived(derived, Pattern(shape, *structure, dtype=known.dtype), argnum)
+    return _sweep_jacobian(program, argnum)
+
+
+def _sweep_jacobian(program: Program, argnum: int) -> _Swept:
+    known, cells = program.array_input(argnum), program.array_output()
     carries = directions.carries_tangents(program.tape)
     indptr, columns = find_pattern(program.tape, cells, known.cell, known.size)
-    return _Swept(cells, Pattern(shape, indptr, columns, carries, dtype=known.dtype), argnum)
+    pattern = Pattern((len(cells), known.size), indptr, columns, carries, dtype=known.dtype)
+    return _Swept(cells, pattern, argnum)
 
 
 def _prepare_hessian(program: Program, argnum: int) -> _Derived | _Swept:
@@ -230,8 +260,13 @@ def _prepare_hessian(program: Program, argnum: int) -> _Derived | _Swept:
         else:
             structure = derived.indptr, derived.columns
             pattern = Pattern((n, n), *structure, symmetric=True, dtype=known.dtype)
-            return _Derived(derived, pattern)
-    gradient = program.gradient(argnum)
+            return _Derived(derived, pattern, argnum)
+    return _sweep_hessian(program, argnum)
+
+
+def _sweep_hessian(program: Program, argnum: int) -> _Swept:
+    known, gradient = program.array_input(argnum), program.gradient(argnum)
+    n = known.size
     if gradient._single_output("a Hessian").cells is None:  # it is constant
         nothing = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
         pattern = Pattern((n, n), *nothing, symmetric=True, dtype=known.dtype)
@@ -424,7 +459,7 @@ def sparse_hessian(f: Callable[..., Any], argnums: int = 0) -> SparseHessian:
     The nonzeros are computed by a program of their own, which is derived from the recording once.
     Where that would be too long, the Jacobian of the gradient is computed in a few directions,
     found by a star colouring (Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM
-    Review 47, 2005).  Where a partial is infinite, a product of it and zero is nan.
+    Review 47, 2005).
 
     Examples
     --------

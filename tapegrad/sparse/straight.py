@@ -227,6 +227,11 @@ class Straight:
 
 _OPERANDS = {1: "a--", BINARY: "ab-", BINARY_XK: "ak-", BINARY_KX: "ka-", TERNARY: "cab"}
 _KINDS = np.array(KINDS + (0,) * (256 - len(KINDS)), np.uint8)
+# `emit` knows rules of the usual rows only, so recorded sweeps are taken for such. That they make
+# zero of zero times infinity is lost, as it is for all derived code: what is nan is swept.
+_USUAL = {"adjoint_multiply": "multiply", "adjoint_divide": "divide"}
 _CELLS_OPCODE = np.array(
-    [ROWS[row][0] if row in ROWS else 0 for row in ROW_OF] + [0] * (256 - len(ROW_OF)), np.uint8
+    [ROWS[_USUAL.get(row, row)][0] if row in ROWS else 0 for row in ROW_OF]
+    + [0] * (256 - len(ROW_OF)),
+    np.uint8,
 )

@@ -7,6 +7,7 @@ are an index array over the cells of the call: where nothing has to be added, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from .. import execute
 from ..arena import give_back_adjoints, take_adjoints
 from ..arrays.indexing import on_cells
+from ..arrays.scalar import adjoint_product, adjoint_quotient
 from ..kernels.opcodes import (
     BINARY,
     BINARY_KX,
@@ -262,6 +264,44 @@ def choose(test: Any, body: Any, orelse: Any) -> Any:
     return body() if test else orelse()
 
 
+class _Adjoint:
+    """An adjoint, as rules multiply it: where it is zero, its products are, whatever the partial.
+
+    So what is recorded has the values of a sweep of numbers, which skips what has no adjoint.
+    """
+
+    __slots__ = ("w",)
+
+    def __init__(self, w: Any) -> None:
+        self.w = w
+
+    def __mul__(self, partial: Any) -> Any:
+        if _is_plain(partial):
+            return self.w * partial
+        return adjoint_product(self.w, partial)
+
+    def __truediv__(self, divisor: Any) -> Any:
+        if _is_plain(divisor):
+            return self.w / divisor
+        return adjoint_quotient(self.w, divisor)
+
+    def __neg__(self) -> Any:
+        return -self.w
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether a factor is a number that makes zero of zero."""
+    return x.__class__ is float and x != 0.0 and math.isfinite(x)
+
+
+def _plain(c: Any) -> Any:
+    return c.w if c.__class__ is _Adjoint else c
+
+
+def _choose(test: Any, body: Any, orelse: Any) -> Any:
+    return choose(test, lambda: _plain(body()), lambda: _plain(orelse()))
+
+
 # -- the sweep -------------------------------------------------------------------------------------
 
 
@@ -432,7 +472,7 @@ class RecordedSweep:
             and not values[1 - position]
         ):
             return None, None
-        c = rule(call, choose, w, *values)
+        c = _plain(rule(call, _choose, _Adjoint(w), *values))
         flow = None if flows is None else flows(call, choose, *values)
         if not isinstance(c, Tracked):
             return None, None  # a literal zero

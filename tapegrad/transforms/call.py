@@ -100,8 +100,11 @@ class Call:
             f"{described(output)}; use tg.jacobian, tg.vjp, or return its sum{at_caller()}"
         )
 
-    def sweep(self, output: Any, cotangent: Any) -> dict[int, Any]:
-        """Return the cotangents of the arguments' leaves, by id, for one output."""
+    def sweep(self, output: Any, cotangent: Any, values: bool = True) -> dict[int, Any]:
+        """Return the cotangents of the arguments' leaves, by id, for one output.
+
+        `values` says whether values of outputs are going to be looked at.
+        """
         totals: dict[int, Any] = {}
         if not isinstance(output, Tracked):
             return totals  # a plain number does not depend on the arguments
@@ -109,7 +112,7 @@ class Call:
             return self._sweep_inside(output, cotangent)
         tape, cells = backward.place_of(output)
         for entry, adjoint in backward.sweep(
-            tape, cells, cotangent.ravel(), recording=self.recording
+            tape, cells, cotangent.ravel(), recording=self.recording, values=values
         ):
             key = id(entry.leaf)
             totals[key] = adjoint if key not in totals else totals[key] + adjoint

@@ -61,17 +61,32 @@ def value_and_grad(
 
     @_like(f, "value_and_grad")
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        call = Call(f, args, kwargs, argnums, has_aux, lend=True)
-        try:
-            output = call.scalar_output()
-            found = call.sweep(output, np.ones(1))
-            value = output if call.tracked else plain_number(output)
-            gradient = call.pick([argument.cotangents(found) for argument in call.arguments])
-        finally:
-            call.release()
-        return ((value, call.aux) if has_aux else value), gradient
+        value, gradient, aux = _value_and_gradient(f, args, kwargs, argnums, has_aux)
+        return ((value, aux) if has_aux else value), gradient
 
     return value_and_gradient
+
+
+def _value_and_gradient(
+    f: Function,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    wants_value: bool = True,
+) -> tuple[Any, Any, Any]:
+    """Return value, or None where it is not wanted, gradient and what else `f` returned."""
+    call = Call(f, args, kwargs, argnums, has_aux, lend=True)
+    try:
+        output = call.scalar_output()
+        found = call.sweep(output, np.ones(1), values=wants_value)
+        value = None
+        if wants_value:
+            value = output if call.tracked else plain_number(output)
+        gradient = call.pick([argument.cotangents(found) for argument in call.arguments])
+    finally:
+        call.release()
+    return value, gradient, call.aux
 
 
 def grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
@@ -106,12 +121,12 @@ def grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -
     >>> tg.grad(lambda p: p["a"] * p["b"])({"a": 2.0, "b": 3.0})
     {'a': 3.0, 'b': 2.0}
     """
-    both = value_and_grad(f, argnums, has_aux)
+    check_function(f)
 
     @_like(f, "grad")
     def gradient(*args: Any, **kwargs: Any) -> Any:
-        value, result = both(*args, **kwargs)
-        return (result, value[1]) if has_aux else result
+        _, result, aux = _value_and_gradient(f, args, kwargs, argnums, has_aux, wants_value=False)
+        return (result, aux) if has_aux else result
 
     return gradient
 
@@ -206,9 +221,9 @@ def jacobian(
     mode : {"auto", "forward", "reverse"}, optional
         How to sweep.  "auto" sweeps backward where the arguments have more elements than the
         output, or an operation has no forward rule, and forward otherwise.  Both give the same
-        derivatives to rounding; where a partial is infinite, a forward sweep carries an exact zero
-        past it, and a backward sweep may answer nan.  Within another derivative the sweep is always
-        backward.
+        derivatives to rounding; where a partial is infinite and another one zero, a forward sweep
+        carries nothing on, and a backward sweep may answer nan.  Within another derivative the
+        sweep is always backward.
 
     Returns
     -------

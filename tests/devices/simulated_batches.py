@@ -1,4 +1,4 @@
-"""Programs on a simulated device, against the same on the CPU; `test_device_map.py` runs this."""
+"""Programs on a simulated device, against the same on the CPU; `test_batches.py` runs this."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad import trees
+from tapegrad.batches import lanes
+from tapegrad.devices import batches
 from tapegrad.devices.device import device
 from tapegrad.devices.launch import Sizes
 
@@ -28,14 +30,17 @@ def path(x: Any, a: Any) -> Any:
 PATH = tg.record(path, np.ones(2), 0.5)
 
 
-def close(found: Any, wanted: Any) -> None:
-    """Vector functions of the CPU and Python's differ by an ULP or two an operation."""
+def close(found: Any, wanted: Any, scale: float = 1.0) -> None:
+    """Vector functions of the CPU and Python's differ by an ULP or two an operation.
+
+    `scale` is about how large terms of sums are that cancel.
+    """
     leaves, _ = trees.flatten((found, wanted))
     half = len(leaves) // 2
     for one, other in zip(leaves[:half], leaves[half:], strict=True):
         one = one.numpy() if hasattr(one, "numpy") else one
         assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14 * scale)
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
@@ -76,6 +81,7 @@ def test_samples_that_take_another_way_are_right(where: str) -> None:
 
 
 def test_parts_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = several_regions(monkeypatch)
     x, a = RNG.normal(size=(7, 2)), RNG.normal(size=7)
     whole = PATH.map(x, a)
     allocate = GPU.driver.allocate
@@ -87,6 +93,19 @@ def test_parts_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(GPU.driver, "allocate", small)
     close(PATH.to("cuda").map(x, a), whole)
+    monkeypatch.undo()
+    # What waits is more than can be had, and results on the device are not.
+    x, a = RNG.normal(size=(40, 2)), RNG.normal(size=40)
+    given, whole = (GPU.put(x), GPU.put(a)), long.map(x, a)
+    GPU.pool.release()
+
+    def smaller(size: int, dtype: Any) -> Any:
+        if size > 80:
+            raise MemoryError
+        return allocate(size, dtype)
+
+    monkeypatch.setattr(GPU.driver, "allocate", smaller)
+    close(long.to("cuda").map(*given), whole)
 
 
 def test_bad_batches_are_named() -> None:
@@ -104,10 +123,72 @@ def test_bad_batches_are_named() -> None:
         there(x, 1.0)
     with pytest.raises(ValueError, match="no argument has an axis"):
         there(x[0], 1.0, in_axes=None)
-    # A checkpoint is Python code that is recorded afresh in each sweep: no region runs it.
-    again = tg.record(lambda x: tg.checkpoint(np.exp)(x), 1.0)
-    with pytest.raises(NotImplementedError, match=r"use the program on the CPU, program\.map"):
-        again.to("cuda").map(np.ones(3))
+
+
+def several_regions(monkeypatch: pytest.MonkeyPatch) -> tg.Program:
+    """Return a program whose lanes are in several regions, with decisions."""
+    monkeypatch.setattr(lanes, "MOST_ROWS", 9)
+
+    def steps(x: Any, a: Any) -> Any:
+        y = [x[0], x[1], x[0] * a, x[1] * a, x[0] + x[1]]
+        for _ in range(4):
+            y = [np.sin(y[i]) * y[i - 1] + y[i - 2] for i in range(5)]
+        return sum(y) if x[0] > -1.0 else y[0], y[3]
+
+    return tg.record(steps, np.ones(2), 0.5)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_long_programs_wait_in_memory_between_their_regions(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = several_regions(monkeypatch)
+    x, a = RNG.normal(size=(7, 2)), RNG.normal(size=7)
+    x[:, 0] = np.abs(x[:, 0])
+    x[3, 0] = -2.0
+    there = program.to("cuda").map
+    put = GPU.put if where == "device" else np.asarray
+    for bytes_ in (batches.WAITING, 1):  # all samples at once, and one by one
+        monkeypatch.setattr(batches, "WAITING", bytes_)
+        close(there(put(x), put(a)), program.map(x, a))
+        close(
+            there.jacobian(put(x), 0.5, in_axes=(0, None)),
+            program.map.jacobian(x, 0.5, in_axes=(0, None)),
+        )
+    assert program.lanes["value", 0].waiting > 0
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_what_no_region_runs_is_run_one_sample_after_another(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapegrad.batches.unroll.MAX_PRODUCTS", 8)
+    put = GPU.put if where == "device" else np.asarray
+    matrix = RNG.normal(size=(4, 4))
+    large = tg.record(lambda x, a: np.sum(np.tanh(matrix @ np.outer(x, x)) * a), np.ones(4), 0.5)
+    again = tg.record(lambda x: np.sum(tg.checkpoint(np.exp)(x)), np.ones(3))
+    x, a, v = RNG.normal(size=(3, 4)), RNG.normal(size=3), RNG.normal(size=(3, 4))
+    there, here = large.to("cuda").map, large.map
+    close(there(put(x), put(a)), here(x, a))
+    close(there(put(x), 0.5, in_axes=(0, None)), here(x, 0.5, in_axes=(0, None)))
+    found = there.value_and_grad(put(x), put(a), argnums=(0, 1))
+    close(found, here.value_and_grad(x, a, argnums=(0, 1)))
+    assert all(isinstance(part, np.ndarray) == (where == "host") for part in (found[0], *found[1]))
+    close(there.hvp(put(x), put(a), put(v)), here.hvp(x, a, v), scale=100.0)
+    close(again.to("cuda").map.grad(put(x[:, :3].copy())), again.map.grad(x[:, :3]))
+    with pytest.raises(ValueError, match=r"a ragged batch: .* has 3 samples and .* has 2"):
+        there(put(x), put(a[:2]))
+    with pytest.raises(ValueError, match=r"has shape \(3,\), but the program was recorded"):
+        there(put(x[:, 1:].copy()), put(a))
+
+
+def test_samples_of_another_way_are_right_one_after_another() -> None:
+    program = tg.record(
+        lambda x: np.sum(x[: int(np.argmax(x)) + 1] ** 2), np.array([1.0, 3.0, 2.0])
+    )
+    x = np.array([[1.0, 3.0, 2.0], [3.0, 1.0, 2.0], [0.0, 2.0, 1.0]])
+    for put in (np.asarray, GPU.put):
+        close(program.to("cuda").map.grad(put(x)), program.map.grad(x))
 
 
 def test_where_programs_go() -> None:

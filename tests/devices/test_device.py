@@ -12,7 +12,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.devices import device as devices
-from tapegrad.devices.device import cut, in_parts
+from tapegrad.devices.batches import in_parts
+from tapegrad.devices.loaded import cut
 from tapegrad.regions.region import RegionBuilder, run_reference
 
 
@@ -45,6 +46,17 @@ def test_without_the_package_the_message_says_what_to_install() -> None:
     hide += "u.find_spec = lambda name, *a: None if name == 'numba_cuda' else find(name, *a)\n"
     message, gradient = run(hide + ASK, NUMBA_ENABLE_CUDASIM="0").splitlines()
     assert 'numba-cuda is not installed; pip install "tapegrad[cuda]"' in message
+    assert gradient == "6.0"
+
+
+def test_a_package_that_cannot_be_imported_is_named() -> None:
+    break_ = "import sys, importlib.util as u; find = u.find_spec\n"
+    break_ += (
+        "u.find_spec = lambda name, *a: object() if name == 'numba_cuda' else find(name, *a)\n"
+    )
+    break_ += "sys.modules['tapegrad.kernels.cuda.driver'] = None\n"
+    message, gradient = run(break_ + ASK, NUMBA_ENABLE_CUDASIM="0").splitlines()
+    assert message.startswith("no CUDA device: numba-cuda cannot be imported (")
     assert gradient == "6.0"
 
 

@@ -85,6 +85,18 @@ def test_windows_that_overlap_are_cleared_once_and_added_one_after_another() -> 
     assert passes_of(build.finish()) == [("clear", 5), ("clear", 5), ("sum_by_threads", 5)]
 
 
+def test_one_window_that_replaces_needs_no_clearing_where_others_add() -> None:
+    build = RegionBuilder((5,))
+    x = build.input(0, (1,))
+    build.output(x, 1, (1,), add=True)
+    build.output(x, 1, (1,), 1)
+    build.output(x, 1, (1,), 2, add=True)
+    launch = Launch(build.finish(), {}, 8, Sizes())
+    assert [one.kernel for one in (*launch.before, *launch.after)] == ["sum_by_threads"] * 2
+    assert kinds(launch) == [W.SET, W.SET, W.SET]  # the first and the last are put aside
+    assert len(launch.extras) == 2
+
+
 def test_an_index_array_that_is_too_short() -> None:
     build = RegionBuilder((5,))
     build.output(build.input(0, (1,), index=2), 1, (1,))

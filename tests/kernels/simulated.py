@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapegrad.devices import device as devices
+from tapegrad.devices import loaded
 from tapegrad.devices.device import Device
 from tapegrad.devices.launch import Launch, Sizes
 from tapegrad.errors import DeviceLostError, MixedDevicesError
@@ -21,6 +22,7 @@ from tapegrad.kernels.cuda import driver, float32, float64
 from tapegrad.kernels.opcodes import FIRST_ROW, ROW_OF
 from tapegrad.ops import TABLE
 from tapegrad.regions.region import (
+    ADD,
     BUFFER,
     INDEX,
     MAXIMUM,
@@ -184,6 +186,27 @@ def test_extremes(case: int, how: int, straight: bool) -> None:
     compare(region, [x, np.full(40, 7.0)], SHARED, straight=straight)
 
 
+@pytest.mark.parametrize("shape", [(700,), (2, 350), (350, 2)])
+@pytest.mark.parametrize("how", [SET, ADD, MAXIMUM, MINIMUM])
+def test_many_numbers_of_one_element_are_met_by_blocks_in_parts(
+    how: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapegrad.devices.launch._PART", 100)
+    build = RegionBuilder(shape)
+    x = build.input(0, np.cumprod([1, *shape[:0:-1]])[::-1].tolist())
+    build.output(x, 1, (0,) * len(shape), how=how)
+    build.output(x, 2, [int(n == 2) for n in shape], how=how)
+    build.output(x, 3, (1,) * len(shape), how=how)
+    region = build.finish()
+    launch = Launch(region, {}, 8, GLOBAL)
+    assert sum("by_blocks" in one.kernel for one in launch.after) == 2
+    values = np.random.default_rng(how).integers(-50, 50, 700).astype(float)  # exact sums
+    for x in (values, np.where(np.arange(700) == 420, np.nan, values), values * 0.0 - np.inf):
+        buffers = [x, np.full(1, 7.0), np.full(2, 7.0), np.full(700, 7.0)]
+        compare(region, buffers, GLOBAL)
+        compare(region, buffers, SHARED, "float32")
+
+
 @pytest.mark.parametrize("how", [MAXIMUM, MINIMUM])
 def test_scattered_extremes_and_parts_of_them(how: int) -> None:
     index = np.array([3, 1, 3, 3, 0, 2, 1, 1, 0, 5], np.uint32)
@@ -279,6 +302,19 @@ def test_a_kernel_of_its_own_is_compiled_when_it_is_earned() -> None:
     again = device.load(other, [device.put(b) for b in buffers])
     again.specialise()
     assert again.straight is kernel
+
+
+def test_a_long_region_gets_no_kernel_of_its_own() -> None:
+    for count in (loaded.LONGEST, loaded.LONGEST + 1):
+        build = RegionBuilder((1,))
+        value = build.input(0, (1,))
+        for _ in range(count):
+            value = build.op("negative", value)
+        build.output(value, 1, (1,))
+        device = on(SHARED)
+        ready = device.load(build.finish(), [device.put(np.ones(1)) for _ in range(2)])
+        ready.specialise()
+        assert (ready.straight is not None) == (count == loaded.LONGEST)
 
 
 @st.composite
@@ -470,6 +506,48 @@ def test_arrays_of_other_libraries_are_used_where_they_lie() -> None:
     assert result.reshape(6).after(2).shape == (4,)
 
 
+def test_arrays_are_lent_to_other_libraries() -> None:
+    device = on(SHARED)
+    given = device.put(np.arange(6.0).reshape(2, 3))
+    address = given.address
+    lent = np.from_dlpack(given)  # the simulator's device is the host
+    np.testing.assert_array_equal(lent, np.arange(6.0).reshape(2, 3))
+    assert lent.ctypes.data == address
+    lent_before = len(devices.interchange._lent)
+    capsule = given.__dlpack__()
+    assert len(devices.interchange._lent) == lent_before + 1
+    del capsule  # nobody has taken it
+    assert len(devices.interchange._lent) == lent_before
+    del given
+    assert device.empty((2, 3)).address != address  # that memory is somebody else's, too
+    view = lent[1:]
+    del lent
+    np.testing.assert_array_equal(view, [[3.0, 4.0, 5.0]])
+    del view
+    assert len(devices.interchange._lent) == lent_before - 1
+    single = device.put(np.float32(2.5))
+    found = np.from_dlpack(single)
+    assert (found.shape, found.dtype, float(found)) == ((), np.float32, 2.5)
+    with pytest.raises(BufferError, match="is lent where it lies"):
+        single.__dlpack__(dl_device=(2, 3))
+
+
+def test_a_consumer_in_another_stream_waits() -> None:
+    waits: list[Any] = []
+
+    class Waiting(driver.Simulator):
+        def synchronize(self, stream: Any) -> None:
+            waits.append(stream)
+
+    array = Device(Waiting(), 7, sizes=SHARED).put(np.zeros(3))
+    for stream in (-1, 7):
+        array.__dlpack__(stream=stream)
+    assert waits == []
+    array.__dlpack__(stream=9)
+    array.__dlpack__()
+    assert len(waits) == 2
+
+
 def test_arrays_that_do_not_fit_are_refused() -> None:
     device = on(SHARED)
     with pytest.raises(ValueError, match="one after another in C order"):
@@ -480,6 +558,88 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         np.asarray(device.put(np.zeros(3)))
     with pytest.raises(ValueError, match="has no shape"):
         device.put(np.zeros(3)).reshape(2)
+
+
+class Numba:
+    """What `numba.cuda` says of a machine."""
+
+    def __init__(self, available: bool, error: str | None, count: int = 0) -> None:
+        self.is_available, self.cuda_error = lambda: available, lambda: error
+        self.list_devices = lambda: [None] * count
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        (Numba(False, "CUDA driver library cannot be found. "), "CUDA driver library cannot be"),
+        (
+            Numba(False, "Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)"),
+            "finds no GPU: Call",
+        ),
+        (Numba(True, None), "the CUDA driver finds no GPU"),
+        (Numba(False, None), r"finds no NVVM .* pip install \"tapegrad\[cuda\]\""),
+    ],
+    ids=["no driver", "no GPU", "none listed", "no compiler"],
+)
+def test_what_is_missing_is_named(
+    machine: Numba, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "SIMULATED", False)
+    monkeypatch.setattr(driver, "cuda", machine)
+    with pytest.raises(devices.DeviceUnavailable, match=f"no CUDA device: .*{message}"):
+        devices.device()
+
+
+class Streaming(driver.Simulator):
+    """A device that notes the stream of all that it is asked for, and what it waits for."""
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+        self.waited: list[Any] = []
+
+    def stream(self, handle: int | None) -> Any:
+        return handle
+
+    def wait_for(self, handle: int | None) -> None:
+        self.waited.append(handle)
+
+    def launch(self, kernel: Any, blocks: int, block: int, shared: int, stream: Any,
+               arguments: Any) -> None:  # fmt: skip
+        self.seen.add(stream)
+        super().launch(kernel, blocks, block, shared, stream, arguments)
+
+    def download(self, address: int, out: Any, stream: Any) -> None:
+        self.seen.add(stream)
+        super().download(address, out, stream)
+
+    def copy_in(self, address: int, array: Any, stream: Any) -> None:
+        self.seen.add(stream)
+        super().copy_in(address, array, stream)
+
+
+def test_all_work_is_done_in_the_stream_that_is_given() -> None:
+    build = RegionBuilder((300,))
+    build.output(build.input(0, (1,)), 1, (0,))
+    region = build.finish()
+    own = Streaming()
+    device = Device(own, devices.interchange.stream_number(7), sizes=SHARED)
+    given = [device.put(np.arange(300.0)), device.put(np.zeros(1))]
+    device.run(region, given)
+    np.testing.assert_array_equal(given[1].numpy(), [299 * 150.0])
+    assert own.seen == {7}
+    assert given[1].__cuda_array_interface__["stream"] == 7
+    # What another library computes in a stream of its own is waited for; in this one it is not.
+    device.run(region, [Foreign(np.ones(300), stream=7), given[1]])
+    assert own.waited == []
+    device.run(region, [Foreign(np.ones(300), stream=9), Foreign(np.zeros(1), stream=1)])
+    assert own.waited == [9, None]
+
+
+@pytest.mark.parametrize("name", ["cuda_stream", "ptr", "handle"])
+def test_streams_of_other_libraries(name: str) -> None:
+    stream = type("Stream", (), {name: 5})()
+    assert devices.interchange.stream_number(stream) == 5
+    assert devices.device(0, stream).stream_number == 5
 
 
 def test_the_device_is_found() -> None:

@@ -65,6 +65,18 @@ def test_a_launch_as_far_as_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen.pop() == (types, 3, 64, 512, [1 << 40, 4096, 8192])
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
+def test_numbers_of_errors() -> None:
+    from tapegrad.kernels.cuda import driver  # isort: skip  (it knows how to import Numba's)
+
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    of_cupy = type("CUDARuntimeError", (RuntimeError,), {"status": 719})
+    assert driver.Gpu.code_of(of_cupy()) == 719
+    assert driver.Gpu.code_of(CudaAPIError(2, "out of memory")) == driver.OUT_OF_MEMORY
+    assert driver.Gpu.code_of(RuntimeError()) is None
+
+
 @pytest.fixture(scope="module")
 def gpu() -> Device:
     try:

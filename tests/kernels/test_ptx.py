@@ -36,5 +36,5 @@ def test_the_committed_table_has_no_spills() -> None:
     head, title, *lines = ptx.TABLE.read_text(encoding="utf-8").splitlines()
     assert head.startswith("# numba-cuda ")
     assert title == ptx.TITLE
-    assert len(lines) == 7 * len(ptx.ARCHITECTURES) * len(ptx.REALS)
+    assert len(lines) == 12 * len(ptx.ARCHITECTURES) * len(ptx.REALS)
     assert {line.split(" ")[4] for line in lines} == {"0"}

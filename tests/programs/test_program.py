@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tapegrad as tg
+from tapegrad import execute
+from tapegrad.programs.ports import Input
 
 numbers = st.floats(-3.0, 3.0)
 
@@ -520,3 +522,52 @@ def test_an_error_while_recording_passes_through():
     with pytest.raises(ZeroDivisionError):
         tg.record(lambda x: 1 / 0, 1.0)
     assert tg.grad(lambda x: x * x)(3.0) == 6.0
+
+
+def test_long_arguments_are_borrowed_and_given_back(monkeypatch):
+    def f(x, y):
+        return np.sum(np.sin(x) * y[::-1] + x * x)
+
+    rng = np.random.default_rng(0)
+    execute.load("regions")
+    x, y = rng.random(5000), rng.random(5000)
+    program = tg.record(f, np.ones(5000), np.ones(5000))
+    expected = tg.value_and_grad(f, (0, 1))
+    put = []
+    monkeypatch.setattr(Input, "put", lambda self, value, v: put.append(self.name))
+    found = program.value_and_grad(x, y, argnums=(0, 1))
+    monkeypatch.undo()
+    assert not put
+    execute.load("regions")
+    value, slopes = expected(x, y)
+    assert found[0] == pytest.approx(value, rel=1e-13)  # another order of additions
+    for one, other in zip(found[1], slopes, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not program.tape.lent
+    assert all(entry.values is None for entry in program.tape.imports)
+    x[:] = 2.0  # what was borrowed is the caller's again
+    assert program(y, x) == pytest.approx(f(y, x), rel=1e-13)
+    # What does not lie there as it should is copied, also where only one of two does.
+    wide = np.ones((5000, 2)) * 0.3
+    (one, other) = program.value_and_grad(wide[:, 0], y, argnums=(0, 1))[1]
+    np.testing.assert_array_equal(one, expected(np.full(5000, 0.3), y)[1][0])
+    np.testing.assert_array_equal(other, expected(np.full(5000, 0.3), y)[1][1])
+    x.flags.writeable = False
+    np.testing.assert_array_equal(program.value_and_grad(x, x)[1], expected(x, x)[1][0])
+
+
+def test_borrowed_arguments_are_given_back_after_an_error(monkeypatch):
+    program = tg.record(lambda x: np.sum(x * x), np.ones(5000))
+    execute.load("regions")
+    x = np.full(5000, 3.0)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "gradient", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            program.value_and_grad(x)
+    assert not program.tape.lent
+    assert program(np.full(5000, 2.0)) == 20_000.0
+    np.testing.assert_array_equal(program.value_and_grad(x)[1], 6.0)

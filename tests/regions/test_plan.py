@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,8 +33,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     notes: list[bool] = []
     sweep = execute.gradient
 
-    def noted(*args: Any) -> Any:
-        found = sweep(*args)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found = sweep(*args, **kwargs)
         notes.append(found is not None)
         return found
 
@@ -199,10 +200,26 @@ def test_value_and_gradient_are_the_reference_s(f: Callable[..., Any], planned: 
             # Sums in another order, functions by other means: some roundings.
             np.testing.assert_allclose(got_value, value, rtol=1e-12)
             np.testing.assert_allclose(got, gradient, rtol=1e-11, atol=1e-12)
+        np.testing.assert_array_equal(tg.grad(f)(point()), got)  # by a plan without the value
     adjoints = arena.take_adjoints(0)
     assert not adjoints.array[: adjoints.touched].any()
     arena.give_back_adjoints(adjoints, clean=True)
-    assert planned == [f is not only_a_sum] * 2  # which has nothing to fuse
+    assert planned == [f is not only_a_sum] * 3  # which has nothing to fuse
+
+
+@pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
+def test_fused_regions_give_the_same_bits(
+    f: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    with tg.executor("compiled"):
+        for lanes in (1 << 60, 0):
+            monkeypatch.setattr(plan, "FUSED", lanes)
+            monkeypatch.setattr(plan, "_plans", OrderedDict())
+            found.append(tg.value_and_grad(f)(point()))
+    for plain, fused in zip(*found, strict=True):
+        np.testing.assert_array_equal(fused, plain)
+        np.testing.assert_array_equal(np.signbit(fused), np.signbit(plain))
 
 
 @pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)

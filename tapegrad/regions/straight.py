@@ -1,0 +1,70 @@
+"""Regions as straight compiled code, once interpreting them has taken longer than compiling does.
+
+The executor of regions reads instructions, and keeps values in rows of memory. That needs no
+compilation, and is what a region runs by at first. One that has run for seconds gets a function of
+its own, with the same instructions on values in registers: the same numbers to the bit. Regions
+whose instructions are equal share it, whatever their windows.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .region import Region
+
+LONGEST = 500
+"""Instructions of the longest region that gets a function of its own."""
+
+_FIXED, _PER_INSTRUCTION, _PER_FUNCTION = 0.3, 0.015, 0.3  # seconds; they need not be exact
+
+_compiled: dict[Any, int] = {}
+_lock = threading.Lock()
+
+
+def cost(region: Region) -> float:
+    """Return the seconds that compiling takes, about; infinite where it is not to be done."""
+    from ..kernels.emit import straight, writing
+
+    if not 0 < len(region.code) <= LONGEST:
+        return np.inf
+    with writing:
+        opcodes = frozenset(region.code[:, 0].tolist())
+        if not straight.can_emit(opcodes):
+            return np.inf
+        seconds: float = _PER_FUNCTION * straight.functions(opcodes)
+    return _FIXED + _PER_INSTRUCTION * len(region.code) + seconds
+
+
+def compile_region(region: Region, uniform: frozenset[int]) -> int:
+    """Return the address of a region's own `block`; see kernels/cpu/regions.py.
+
+    Parameters
+    ----------
+    region : Region
+    uniform : frozenset of int
+        Rows that hold one number in all lanes.
+    """
+    code = tuple(map(tuple, region.code.tolist()))
+    stored = frozenset(region.outputs[:, 0].tolist())
+    key = code, uniform, stored, region.real == "float32"
+    with _lock:
+        if key not in _compiled:
+            _compiled[key] = _compile(*key)
+        return _compiled[key]
+
+
+def _compile(code: Any, uniform: frozenset[int], stored: frozenset[int], single: bool) -> int:
+    from ..kernels.cpu import jit, regions, regions32
+    from ..kernels.emit import writing
+    from ..kernels.emit.straight import emit
+
+    executor = regions32 if single else regions
+    names = dict(vars(executor))
+    with writing:
+        exec(compile(emit(code, uniform, stored, single), "<a region>", "exec"), names)
+    address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)
+    return address

@@ -1,0 +1,201 @@
+"""Regions with code of their own: the same bits as interpreted ones, and when they are made."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+from tapegrad import execute
+from tapegrad.kernels.emit.straight import can_emit, functions
+from tapegrad.kernels.opcodes import ARITY, ROWS
+from tapegrad.ops.table import TABLE
+from tapegrad.regions import plan, straight, threads
+from tapegrad.regions.region import Region, RegionBuilder
+from tapegrad.regions.threads import get_num_threads, run_region, set_num_threads, specialise
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Spread even the smallest region over threads, where there are any."""
+    before = get_num_threads()
+    monkeypatch.setattr(threads, "WORTH", 0)
+    yield
+    set_num_threads(before)
+
+
+def same_bits(make: Any, buffers: list[Any]) -> Region:
+    """Run a region as it is interpreted, and compiled by one and three threads; compare."""
+    answers = []
+    for n in (0, 1, 3):
+        region: Region = make()
+        copies = [buffer.copy() for buffer in buffers]
+        if n:
+            set_num_threads(n)
+            specialise(region)
+            assert region.lowered.straight
+        run_region(region, copies)
+        answers.append([copy.tobytes() for copy in copies])
+    assert answers[0] == answers[1] == answers[2]
+    return region
+
+
+def is_emitted(name: str) -> bool:
+    return can_emit(frozenset({ROWS[name][0]}))
+
+
+def is_quick(name: str) -> bool:
+    """Whether it compiles soon: functions are called alike, and two of them stand for all."""
+    return not functions(frozenset({ROWS[name][0]})) or name in ("exp", "sin")
+
+
+EMITTED = [name for name in ROWS if is_emitted(name) and is_quick(name)]
+
+
+def test_most_rows_are_emitted() -> None:
+    assert len(EMITTED) > 50
+
+
+@pytest.mark.parametrize("first", range(0, len(EMITTED), 8))
+def test_rows_at_their_points(first: int) -> None:
+    names = EMITTED[first : first + 8]
+    lanes = max(len(TABLE[name].points) for name in names)
+    buffers: list[Any] = []
+    for name in names:
+        points = np.resize(np.array(TABLE[name].points), (lanes, ARITY[name]))
+        buffers += map(np.ascontiguousarray, points.T)
+    count = len(buffers)
+    buffers.append(np.zeros(len(names) * lanes))
+
+    def make() -> Region:
+        build = RegionBuilder((lanes,))
+        operands = [build.input(i, (1,)) for i in range(count)]
+        for i, name in enumerate(names):
+            taken = [operands.pop(0) for _ in range(ARITY[name])]
+            build.output(build.op(name, *taken), count, (1,), i * lanes)
+        return build.finish()
+
+    same_bits(make, buffers)
+
+
+@pytest.mark.parametrize("shape", [(1,), (16,), (300,), (5000,), (40, 33), (1900, 3)], ids=str)
+def test_windows_of_all_sorts(shape: tuple[int, ...]) -> None:
+    dense = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+    size = int(np.prod(shape))
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, 40, size + 1).astype(np.uint32)
+
+    def make() -> Region:
+        build = RegionBuilder(shape)
+        x = build.input(0, dense)
+        y = build.input(0, dense, 3)
+        z = build.input(1, [0] * len(shape), 5)  # one for all
+        w = build.input(1, [0] * (len(shape) - 1) + [-2], 2 * shape[-1])
+        u = build.input(1, dense, index=2, base=3)
+        t = build.op("multiply", build.op("add", x, y), z)
+        s = build.op("where", build.op("less", t, build.constant(0.5)), u, w)
+        r = build.op("sqrt", build.op("square", build.op("subtract", s, t)))
+        build.output(r, 3, dense)
+        build.output(s, 3, dense, 2, add=True)  # overlaps
+        build.output(t, 4, [0] * len(shape))  # a sum
+        build.output(r, 5, dense, 1, index=2, add=True)
+        build.output(x, 6, dense)  # what was brought in
+        build.output(z, 7, dense)
+        return build.finish()
+
+    sizes = (size + 3, 2 * size + 60, 0, size + 2, 1, 60, size, size)
+    buffers = [rng.uniform(-1.0, 1.0, n) for n in sizes]
+    buffers[2] = index
+    same_bits(make, buffers)
+
+
+def test_equal_instructions_share_code() -> None:
+    def make(n: int) -> Region:
+        build = RegionBuilder((n,))
+        build.output(build.op("negative", build.op("square", build.input(0, (1,)))), 1, (1,))
+        return build.finish()
+
+    regions = [make(10), make(1000)]
+    for region in regions:
+        specialise(region)
+    assert regions[0].lowered.straight == regions[1].lowered.straight
+
+
+def test_what_is_not_compiled_goes_on_as_before() -> None:
+    rare = next(
+        name for name in ROWS if not can_emit(frozenset({ROWS[name][0]})) and ARITY[name] == 1
+    )
+    build = RegionBuilder((4,))
+    build.output(build.op(rare, build.input(0, (1,))), 1, (1,))
+    region = build.finish()
+    assert straight.cost(region) == np.inf
+    specialise(region)
+    run_region(region, [np.ones(4), np.zeros(4)])
+    assert not region.lowered.straight
+    build = RegionBuilder((4,))
+    x = build.input(0, (1,))
+    for _ in range(straight.LONGEST + 1):
+        x = build.op("square", x)
+    build.output(x, 1, (1,))
+    assert straight.cost(build.finish()) == np.inf
+
+
+def test_a_region_earns_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = RegionBuilder((100,))
+    x = build.input(0, (1,))
+    build.output(build.op("multiply", x, build.op("add", x, x)), 1, (1,))
+    region = build.finish()
+    x, y = np.arange(100.0), np.zeros(100)
+    monkeypatch.setattr(straight, "cost", lambda region: 1.0)
+    run_region(region, [x, y])
+    assert 0.0 < region.lowered.left < 1.0
+    assert not region.lowered.straight
+    region.lowered.left = 1e-9
+    run_region(region, [x, y])
+    assert region.lowered.straight
+    y[:] = 0.0
+    run_region(region, [x, y])
+    np.testing.assert_array_equal(y, 2.0 * x * x)
+
+
+def test_many_threads_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    compile_ = straight._compile
+
+    def counted(*key: Any) -> int:
+        made.append(key)
+        return compile_(*key)
+
+    monkeypatch.setattr(straight, "_compile", counted)
+    build = RegionBuilder((100,))
+    x = build.input(0, (1,))
+    build.output(build.op("add", build.op("multiply", x, x), build.op("negative", x)), 1, (1,))
+    region = build.finish()
+    workers = [threading.Thread(target=specialise, args=(region,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(made) == 1
+
+
+def test_a_compiled_program_compiles_its_regions() -> None:
+    def f(x: Any) -> Any:
+        return np.sum(np.sqrt(1.0 + x[1:] * x[:-1]) * x[1:])
+
+    x = np.random.default_rng(0).random(6000)
+    execute.load("regions")
+    program = tg.record(f, x)
+    expected = program.value_and_grad(x)
+    program.compile()
+    value, gradient = program.value_and_grad(x)
+    assert value == expected[0]
+    np.testing.assert_array_equal(gradient, expected[1])
+    steps = [step for kept in plan._plans.values() if kept.compiled for step in kept.steps]
+    regions = [step.backward for step in steps if step.backward is not None]
+    assert regions
+    assert all(region.lowered.straight for region in regions)
