@@ -67,7 +67,7 @@ class Fusing:
     ``a + -(b * c)``, with a, b and c from elsewhere, is one instruction:
 
     >>> fused = Fusing([[_MULTIPLY, -2, -3], [_NEGATIVE, 0], [_ADD, -1, 1]], [2])
-    >>> fused.code[fused.results[0]] == [_OPCODES["subtract_product"], -2, -3, -1]
+    >>> fused.code[fused.results[0]] == [_OPCODES["subtract_product"], -3, -2, -1]
     True
     """
 
