@@ -31,6 +31,9 @@ from .storage import Floats, TrackedArray, TrackedScalar
 from .tape import Tape, recorder
 from .window import Shape, Window, broadcast_shapes
 
+GATHERED = 256
+"""Elements from which an operand that is gathered is copied, so that a region reads it."""
+
 
 class HostOperand:
     """Where a structural operation finds an operand: a window on cells, cells, or a constant."""
@@ -138,6 +141,8 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
     if dtype.kind in "biu":
         dtype = dtype if dtype is BOOL and name in ("min", "max") else INT64
     tape = recorder.current()
+    if name in ("sum", "max", "min") and _is_gathered(tape, known[0]):
+        known[0] = elementwise("positive", known[0])  # by a region, which the reduction then closes
     places = [HostOperand(tape, x) for x in known]
     base = append(tape, row, places, params, shape)
     out = run(tape, base, shape, dtype)
@@ -145,6 +150,13 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
         out.dtype = FLOAT64
         return elementwise("float32", out)
     return out
+
+
+def _is_gathered(tape: Tape, x: Any) -> bool:
+    """Whether an operand is a large array whose cells come from several places."""
+    if not isinstance(x, TrackedArray) or x.window.size < GATHERED:
+        return False
+    return tape.import_storage(x.storage).index is not None
 
 
 def _axes(name: str, axis: Any, ndim: int) -> Any:

@@ -1227,7 +1227,8 @@ def integer_power_lane_by_lane(x, y):
     """Return x**y of each lane."""
     r = x
     for i in range(WIDTH):
-        r = simd.with_lane(r, i, integer_power(simd.lane(x, i), simd.lane(y, i)))
+        value = integer_power(1.0 * simd.lane(x, i), 1.0 * simd.lane(y, i))  # in double precision
+        r = simd.with_lane(r, i, value)
     return r
 
 

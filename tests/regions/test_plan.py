@@ -342,6 +342,29 @@ def test_what_nothing_depends_on_is_not_computed(planned: Any) -> None:
         assert np.isnan(unused_value.value).all()
 
 
+@pytest.mark.parametrize("function", [np.sum, np.max, np.min])
+def test_reductions_of_gathered_and_assigned_arrays_close_regions(function: Any) -> None:
+    x = np.random.default_rng(5).normal(size=400)
+    index = np.random.default_rng(6).integers(0, 400, 300)
+
+    def f(x: Any) -> Any:
+        y = np.sin(x)
+        y[:20] = x[20:40]
+        return function(y * 1.0) + function(y) + function(np.exp(x)[index])
+
+    with tg.executor("reference"):
+        expected = tg.value_and_grad(f)(x)
+    with tg.executor("compiled"):
+        leaf = tg.array(x)
+        y = f(leaf)
+        y.tape.flush()
+        kinds = {step.kind for step in plan_of(y.tape, 0, "values").steps}
+        assert plan.HOST_CALL not in kinds
+        y.backward()
+        np.testing.assert_allclose(y.value, expected[0], rtol=1e-12)
+        np.testing.assert_allclose(leaf.grad, expected[1], rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("function", [np.max, np.min])
 @pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)], ids=str)
 def test_extremes_join_a_region_and_ties_share(function: Any, axis: Any) -> None:
