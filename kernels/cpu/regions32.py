@@ -2008,8 +2008,8 @@ def bring_in(d, buffers, lane, lanes, rows, first):
                 source = row
             write_i64(rows + 8 * number, source)
             if word(w, AHEAD):
-                ahead = word(buffers, word(w, BUFFER)) + 8 * (word(w, OFFSET) + lane + lanes)
-                for m in range(0, 8 * lanes, LINE):
+                ahead = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane + lanes)
+                for m in range(0, NUMBER * lanes, LINE):
                     simd.prefetch(ahead + m)
         elif kind != UNIFORM:
             write_i64(rows + 8 * number, row)

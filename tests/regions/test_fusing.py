@@ -69,5 +69,12 @@ def test_a_product_that_is_used_twice_stays():
     assert rows(("multiply", 0, 1), ("add", 3, 3)) == ["multiply", "add"]
 
 
+def test_what_is_computed_twice_is_computed_once():
+    assert rows(("exp", 0, 0), ("exp", 0, 0), ("multiply", 3, 4)) == ["exp", "multiply"]
+    # Products commute, differences do not.
+    assert rows(("multiply", 0, 1), ("multiply", 1, 0), ("divide", 3, 4)) == ["multiply", "divide"]
+    assert rows(("subtract", 0, 1), ("subtract", 1, 0), ("divide", 3, 4)).count("subtract") == 2
+
+
 def test_copies_disappear():
     assert rows(("positive", 0, 0), ("stop_gradient", 3, 0), ("exp", 4, 0)) == ["exp"]

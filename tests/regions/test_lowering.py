@@ -12,7 +12,7 @@ import pytest
 from tapegrad.kernels import words
 from tapegrad.kernels.opcodes import ARITY, ROWS
 from tapegrad.ops.table import TABLE
-from tapegrad.regions import threads
+from tapegrad.regions import lowering, threads
 from tapegrad.regions.region import MAXIMUM, MINIMUM, Region, RegionBuilder, run_reference
 from tapegrad.regions.threads import get_num_threads, lower, run_region, set_num_threads
 
@@ -265,3 +265,32 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     if child == 0:
         os._exit(0 if sum_of_squares(5000) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("bytes_", [0, 1 << 60], ids=["asked for ahead", "small"])
+def test_arguments_between_lines_of_the_cache_give_the_same_bits(
+    bytes_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowering, "AHEAD_BYTES", bytes_)
+    n = 5000
+    build = RegionBuilder((n,))
+    x = total = build.input(0, (1,))
+    for _ in range(lowering.READ_OFTEN):
+        total = build.op("multiply_add", total, x, x)
+    build.output(total, 1, (1,))
+    region = build.finish()
+    values = np.random.default_rng(0).uniform(-1.0, 1.0, n)
+    found = []
+    for offset in range(8):
+        room = np.empty(n + 16)
+        start = -(room.ctypes.data // 8) % 8 + offset
+        x_at = room[start : start + n]
+        x_at[:] = values
+        result = np.empty(n)
+        run_region(region, [x_at, result])
+        found.append(result)
+    expected = values
+    for _ in range(lowering.READ_OFTEN):
+        expected = expected * values + values
+    for result in found:
+        np.testing.assert_array_equal(result, expected)
