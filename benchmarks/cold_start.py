@@ -44,6 +44,17 @@ MANY_OPERATIONS = _LOOP + "gradient = tg.grad(f)(point)" + _CHECK
 COMPILED = _LOOP + "with tg.executor('compiled'): gradient = tg.grad(f)(point)" + _CHECK
 
 
+# Kernels of regions and of their planner alone: compiled, or loaded from Numba's cache.
+REGION_KERNELS = """
+import time
+import tapegrad as tg
+from tapegrad import execute
+start = time.process_time()
+execute.load("regions")
+value = time.process_time() - start
+"""
+
+
 def import_ratio(rounds: int = 7) -> float:
     """Return the CPU time of `import tapegrad` over that of `import numpy`: a paired median."""
     ratios = []
@@ -54,6 +65,19 @@ def import_ratio(rounds: int = 7) -> float:
         if number:  # the first import may compile Python's byte code
             ratios.append(ours / numpy)
     return statistics.median(ratios)
+
+
+def region_kernels(*, warm: bool, rounds: int = 3) -> float:
+    """Return the CPU seconds, Numba's import included, until regions can run: a median."""
+    seconds = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            if warm:
+                run_child(REGION_KERNELS, NUMBA_CACHE_DIR=cache)
+                children = [run_child(REGION_KERNELS, NUMBA_CACHE_DIR=cache) for _ in range(rounds)]
+                return statistics.median(child.value for child in children)
+            seconds.append(run_child(REGION_KERNELS, NUMBA_CACHE_DIR=cache).value)
+    return statistics.median(seconds)
 
 
 def first_gradient(code: str, *, warm: bool, rounds: int = 3) -> list[Child]:
@@ -97,6 +121,9 @@ class FirstGradient:
 
     def track_ten_operations(self, cache):
         return median_cpu(first_gradient(TEN_OPERATIONS, warm=cache == "warm"))
+
+    def track_region_kernels(self, cache):
+        return region_kernels(warm=cache == "warm", rounds=1)
 
     def track_many_operations(self, cache):
         return median_cpu(first_gradient(MANY_OPERATIONS, warm=cache == "warm", rounds=1))

@@ -8,6 +8,7 @@ is not installed is named, and its ratio is not judged.
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from .cold_start import (
     first_gradient,
     import_ratio,
     median_cpu,
+    region_kernels,
 )
 from .measuring import interleave, isolated, peak_bytes, pin, repeat
 from .peers.case import Options
@@ -228,6 +230,44 @@ def sparse_matrices(effort: Effort) -> Figures:
     yield Figure("w6, preparing, exponent in n", preparing, "", at_most=1.1)
 
 
+def region_ratios(rounds: int) -> tuple[float, float, float]:
+    """Return what `regions` judges: planning in ns, speed-up by two threads, afresh over replay."""
+    import time
+
+    import tapegrad as tg
+
+    from .peers import w5
+    from .regions import Gradient, Planning
+
+    planning = Planning().track_instruction()
+    batch = w5.PEERS["tapegrad"](Options()).functions["grad"]
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for threads in (1, 2):
+            tg.set_num_threads(threads)
+            batch()
+            start = time.perf_counter()
+            batch()
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    gradient = Gradient()
+    gradient.setup("rosenbrock", 1_000_000)
+    ways = {"afresh": gradient.time_afresh, "replay": gradient.time_replay}
+    times = interleave({k: (lambda f=f: f("rosenbrock", 0)) for k, f in ways.items()}, rounds)
+    return planning, statistics.median(ratios), times["afresh"] / times["replay"]
+
+
+def regions(effort: Effort) -> Figures:
+    """Array code: planning, threads, and gradients that are recorded afresh."""
+    planning, speedup, afresh = isolated(region_ratios, 2 * effort.rounds + 1)
+    yield Figure("planning a gradient, an instruction", planning, "ns", at_most=300)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    speedup = speedup if cores > 1 else math.nan
+    yield Figure("w5, one thread over two", speedup, "x", at_least=1.7)
+    yield Figure("w3, gradient afresh over its replay", afresh, "x", at_most=1.1)
+
+
 def cold_starts(effort: Effort) -> Figures:
     """From the start of Python."""
     yield Figure("import tapegrad over import numpy", import_ratio(effort.rounds), "x", at_most=1.3)
@@ -243,6 +283,9 @@ def cold_starts(effort: Effort) -> Figures:
             children = first_gradient(code, warm=cache == "warm", rounds=rounds)
             what = f"first gradient of 1e5 operations, {how}"
             yield Figure(what, median_cpu(children), "s", at_most=bound)
+    for cache, bound in (("warm", 0.4), ("cold", 8.0)):
+        seconds = region_kernels(warm=cache == "warm", rounds=rounds)
+        yield Figure(f"kernels of regions, {cache}", seconds, "s", at_most=bound)
     # The last ones compiled their kernels, and have to say so in one line.
     lines = statistics.median(len(child.stderr.splitlines()) for child in children)
     yield Figure("lines on stderr while kernels compile", lines, "", at_least=1, at_most=1)
@@ -256,6 +299,7 @@ PARTS: dict[str, Callable[[Effort], Figures]] = {
     "index": index_loops,
     "replays": replays,
     "sparse": sparse_matrices,
+    "regions": regions,
     "cold": cold_starts,
 }
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .kernels import reference
+from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
 from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
@@ -112,7 +113,7 @@ def load(family: str) -> None:
         notice.start()
         try:
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
-            module.compile_all()
+            with_room(module.compile_all)
             if family == "regions":
                 importlib.import_module(".kernels.cpu.planning", __package__)
             for sweep in ("forward", "reverse"):

@@ -123,6 +123,40 @@ def get_num_threads() -> int:
     return _pool.size
 
 
+# -- one thread a core ----------------------------------------------------------------------------
+
+
+def _core_of_thread() -> Callable[[], int] | None:
+    """Return a function that says on which core its caller runs, where threads can be moved."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+_core = _core_of_thread()
+
+
+def spread(taken: set[int]) -> None:
+    """Enter the core of this thread among those that are taken, after leaving one that is.
+
+    Linux likes to start a thread on the core of whoever woke it, and may leave both there for
+    seconds while another core idles. It is free to move the thread again afterwards.
+    """
+    if _core is None:
+        return
+    core = _core()
+    if core in taken:
+        allowed = os.sched_getaffinity(0)  # of this thread
+        free = allowed - taken
+        if free:
+            core = min(free)
+            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, allowed)
+    taken.add(core)
+
+
 # -- running a region -----------------------------------------------------------------------------
 
 
@@ -233,6 +267,7 @@ def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: lis
     some = max(1, min(chunks // (8 * _pool.size), 4 * WORTH * chunks // lowered.work))
     queue = iter(range(0, chunks, some))
     failed: list[BaseException] = []
+    cores: set[int] = set()
 
     def work() -> None:
         own = _scratch.address(lowered.scratch)
@@ -241,8 +276,13 @@ def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: lis
                 return
             run(words, buffers, c, min(c + some, chunks), 0, own, blocks)
 
+    def help_out() -> None:
+        spread(cores)
+        work()
+
     run(words, buffers, 0, 0, 2, scratch, blocks)
-    helpers = _pool.start(work, chunks - 1)
+    spread(cores)
+    helpers = _pool.start(help_out, chunks - 1)
     try:
         work()
     except BaseException as error:  # Ctrl-C, seen between two chunks
