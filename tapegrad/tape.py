@@ -466,6 +466,23 @@ class Tape:
         self.hosts.clear()
         self._give_back()
 
+    def hand_over(self) -> Tape:
+        """Return a tape with all that this closed one has; its values raise from now on.
+
+        What a function leaked while it was recorded knows cells by their old numbers, and would
+        be wrong once a program's instructions have been moved.
+        """
+        heir = Tape.__new__(Tape)
+        for name in Tape.__slots__:
+            if name != "__weakref__":
+                setattr(heir, name, getattr(self, name))
+        if self.recording is not None:
+            tapes = self.recording.tapes
+            tapes[tapes.index(self)] = heir
+        self.imports, self.lent, self.hosts, self._arena = [], [], [], None
+        self.released = True
+        return heir
+
     def __del__(self) -> None:
         # While the process ends, what giving back needs may be gone already.
         if getattr(self, "_arena", None) is not None and length_hint is not None:
@@ -481,8 +498,8 @@ def released_message() -> str:
     """Say what went wrong with a value of a released recording, and where."""
     return (
         "this value belongs to a recording that has been released: a value from inside a "
-        "function given to tg.grad, tg.vjp or tg.jacobian was used after the call; return it "
-        f"with has_aux=True, or keep its .value{at_caller()}"
+        "function given to tg.grad, tg.vjp, tg.jacobian or tg.record was used after the call; "
+        f"return it (with has_aux=True where there is that), or keep its .value{at_caller()}"
     )
 
 

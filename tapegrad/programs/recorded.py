@@ -89,6 +89,7 @@ class Recorded:
             raise
         recorder.leave(outer)
         execute.evaluate(self.tape)
+        self.tape = self.tape.hand_over()
         self.tape.replays = Replays(self.tape.flushed_cell, self._output_cells())
         self._simplify()
         self._function: Function | None = f

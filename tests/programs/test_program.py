@@ -571,3 +571,22 @@ def test_borrowed_arguments_are_given_back_after_an_error(monkeypatch):
     assert not program.tape.lent
     assert program(np.full(5000, 2.0)) == 20_000.0
     np.testing.assert_array_equal(program.value_and_grad(x)[1], 6.0)
+
+
+def test_values_that_leak_out_of_a_recording_are_of_no_use_afterwards():
+    leaked = []
+
+    def f(x):
+        np.cos(x)  # nothing needs it: what follows is moved
+        y = np.sin(x)
+        leaked.extend([y, y * 3.0, np.sum(tg.array([y, y]))])
+        return leaked[1] + 1.0
+
+    program = tg.record(f, 0.5)
+    for value in leaked:
+        with pytest.raises(tg.ReleasedTapeError, match="recording that has been released"):
+            np.sum(value.value)
+        with pytest.raises(tg.ReleasedTapeError):
+            np.exp(value)
+    assert program(1.0) == np.sin(1.0) * 3.0 + 1.0
+    assert program.value_and_grad(1.0)[1] == np.cos(1.0) * 3.0
