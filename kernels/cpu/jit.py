@@ -68,12 +68,11 @@ _native: dict[Callable[..., Any], Any] = {}
 
 
 def native(function: Callable[..., Any], signature: str, cache: bool = True) -> int:
-    """Compile a function by itself, and return its address for `call_native`; it stays compiled.
+    """Compile a function by itself, and return its address for `call_native`.
 
-    It is cached on disk, unless it has no file to be cached with.
-
-    What a kernel calls as a helper is optimised again as a part of it, and of what calls that. A
-    large function is compiled once, this way.
+    It stays compiled, and with `cache` is kept on disk, for which it must come from a file. What a
+    kernel calls as a helper is optimised again as a part of it, and of what calls that. A large
+    function is compiled once, this way.
     """
     if function not in _native:
         options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}

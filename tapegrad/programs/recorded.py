@@ -376,9 +376,9 @@ class Recorded:
         """Write the replay of a small program down as one call, which later ones then are."""
         tape, replays = self.tape, self.tape.replays
         assert replays is not None
-        execute.evaluate(tape)
         if not is_small(tape):
             return
+        execute.evaluate(tape)
         inputs = [known for known in self._inputs if known is not None]
         outputs = [output for output in self._outputs if output.cells is not None]
         replays.ready = Ready(tape, replays.rolled, self.decisions, inputs, outputs)
