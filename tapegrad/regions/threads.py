@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import at_caller
+from ..kernels import native
 from . import straight
 from .lowering import Lowered
 from .region import Region
@@ -182,12 +183,8 @@ _kernels: dict[str, tuple[Any, int]] = {}
 
 def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
-    if real == "float32":
-        from ..kernels.cpu import regions32 as executor
-    else:
-        from ..kernels.cpu import regions as executor  # numba comes with it
-
-    _kernels[real] = executor.run, executor.compile_all()
+    found = native.load("regions32" if real == "float32" else "regions")
+    _kernels[real] = found["run"], found["block"]
     return _kernels[real]
 
 
