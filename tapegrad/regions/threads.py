@@ -230,10 +230,12 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
 
 def earn(region: Region, lowered: Lowered, seconds: float) -> None:
     """Count the time that a region is run; compile it once that has taken as long as compiling."""
-    if lowered.left < 0.0:
-        lowered.left = straight.cost(region)
-    lowered.left = max(lowered.left - seconds, 0.0)
-    if lowered.left == 0.0:
+    lowered.spent += seconds
+    if lowered.spent < straight.LEAST:  # the cost need not be known, and takes a while to find out
+        return
+    if lowered.cost < 0.0:
+        lowered.cost = straight.cost(region)
+    if lowered.spent >= lowered.cost:
         specialise(region)
 
 
