@@ -99,6 +99,11 @@ class Step:
         self.blanks: list[tuple[int, int, int]] = []
         self.used: list[tuple[int, int]] = []
 
+    @property
+    def regions(self) -> list[Region]:
+        """All that it has."""
+        return [r for r in (self.forward, self.ties, self.backward) if r is not None]
+
 
 class Plan:
     """What to run for the instructions of a tape from `start` on.
@@ -178,6 +183,20 @@ class Plan:
                 if step.kind >= 0:
                     step.forward = self._write(step.kind, _STORE_ALL)
         self._forget()
+
+    def order(self) -> tuple[list[Step], list[Step], list[Step], list[Step]]:
+        """Return in which order a gradient runs the steps.
+
+        Returns
+        -------
+        before, top : lists of Step
+            What is run forward before adjoints start, and backward from there.
+        after, rest : lists of Step
+            What is run forward only then, as nothing swept so far needs it; and backward last.
+        """
+        last = self.fused if self.fused >= 0 else len(self.steps)
+        below = self.steps[:last]
+        return below, self.steps[last:][::-1], self.steps[last + 1 :], below[::-1]
 
     def _forget(self) -> None:
         """Let go of the tape's columns: the plan serves other tapes, too."""
