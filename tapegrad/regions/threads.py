@@ -191,8 +191,11 @@ def load_kernel(real: str = "float64") -> tuple[Any, int]:
 
 def direct(kernel: Any) -> Callable[..., Any]:
     """Return a kernel that was compiled for one signature as what its dispatcher calls."""
+    if not hasattr(kernel, "overloads"):  # machine code from disk has no dispatcher
+        entry: Callable[..., Any] = kernel
+        return entry
     (compiled,) = kernel.overloads.values()
-    entry: Callable[..., Any] = compiled.entry_point
+    entry = compiled.entry_point
     return entry
 
 
