@@ -33,11 +33,12 @@ class Samples:
         What a user calls them.
     """
 
-    __slots__ = ("count", "kinds", "mapped", "n", "names", "parts", "tree")
+    __slots__ = ("count", "in_list", "kinds", "mapped", "n", "names", "parts", "tree")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Axes) -> None:
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         self.count = len(args)
+        self.in_list = _in_lists(self.tree)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
         axes = axes_of_arguments(in_axes, self.tree)
         self.parts: list[Any] = []
@@ -94,8 +95,10 @@ class Samples:
     def sample(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one sample."""
         parts = [
-            _one(part, i, kind) if mapped else part
-            for part, mapped, kind in zip(self.parts, self.mapped, self.kinds, strict=True)
+            _one(part, i, kind, apart) if mapped else part
+            for part, mapped, kind, apart in zip(
+                self.parts, self.mapped, self.kinds, self.in_list, strict=True
+            )
         ]
         args, kwargs = trees.unflatten(self.tree, parts)
         return tuple(args), kwargs
@@ -147,13 +150,24 @@ def _leading(part: Any, axis: int, name: str) -> Any:
     return part if axis in (0, -ndim) else np.moveaxis(part, axis, 0)
 
 
-def _one(part: Any, i: int, kind: Any) -> Any:
+def _in_lists(tree: trees.TreeDef) -> list[bool]:
+    """Return by leaf whether it is an item of a list."""
+    if tree.is_leaf:
+        return [False]
+    found: list[bool] = []
+    for child in tree.children:
+        found += [tree.kind is list] if child.is_leaf else _in_lists(child)
+    return found
+
+
+def _one(part: Any, i: int, kind: Any, in_list: bool) -> Any:
     value = part[i]
     if kind is not None and value.dtype != kind:
         return value.astype(kind)
     if isinstance(value, (np.integer, np.bool_)):
         return value.item()  # part of the program: a plain number is one
-    return value
+    # A list of numbers would be one argument, an array, where the batch has several.
+    return np.asarray(value) if in_list and isinstance(value, np.floating) else value
 
 
 def is_axis(x: Any) -> bool:
