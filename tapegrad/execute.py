@@ -249,20 +249,19 @@ def _forward(tape: Tape) -> None:
     _forward_one_by_one(tape)
 
 
-def _compile_where_asked(tape: Tape, plan: Plan) -> None:
+def compile_where_asked(tape: Tape, plan: Plan) -> None:
     """Compile the regions of a plan for a program whose loops are compiled, too."""
     if plan.compiled or tape.replays is None or tape.replays.rolled is None:
         return
     plan.compiled = True
     for step in plan.steps:
-        for region in (step.forward, step.ties, step.backward):
-            if region is not None:
-                specialise(region)
+        for region in step.regions:
+            specialise(region)
 
 
 def _forward_by_plan(tape: Tape, plan: Plan) -> None:
-    _compile_where_asked(tape, plan)
-    table = _addresses(tape, plan, None, [])
+    compile_where_asked(tape, plan)
+    table = addresses(tape, plan, None, [])
     for step in plan.steps:
         _step_forward(tape, step, table)
         tape.done, tape.done_cell = step.stop, step.end
@@ -318,7 +317,7 @@ def by_regions(tape: Tape) -> bool:
     return ready_sweeps(tape) is None and _pays(tape, 0)
 
 
-def _addresses(
+def addresses(
     tape: Tape,
     plan: Plan,
     g: Floats | None,
@@ -436,28 +435,27 @@ def _sweep_by_plan(
 ) -> None:
     """Run a plan forward, if its values are not known yet, and backward."""
     ties = results.take(plan.ties) if plan.ties else None
-    _compile_where_asked(tape, plan)
-    table = _addresses(tape, plan, g, own, ties)
-    steps = plan.steps
-    last = plan.fused if plan.fused >= 0 else len(steps)
+    compile_where_asked(tape, plan)
+    table = addresses(tape, plan, g, own, ties)
+    before, top, after, rest = plan.order()
     if fresh:
-        for step in steps[:last]:
+        for step in before:
             _step_forward(tape, step, table)
     for cells, seed in seeds:
         if isinstance(cells, (int, np.integer)):
             g[int(cells) : int(cells) + seed.size] += seed
         else:
             np.add.at(g, cells, seed)
-    for step in reversed(steps[last:]):
+    for step in top:
         _step_backward(tape, step, table, g, own)
     if fresh:
-        for step in steps[last + 1 :]:
+        for step in after:
             _step_forward(tape, step, table)
         tape.done, tape.done_cell, tape.sparse = tape.n, tape.flushed_cell, plan
-    for i in range(last - 1, -1, -1):
-        _step_backward(tape, steps[i], table, g, own)
+    for i, step in enumerate(rest):
+        _step_backward(tape, step, table, g, own)
         if watching.sweeps:
-            watching.sweeps.moved("backward", last - i, last)
+            watching.sweeps.moved("backward", i + 1, len(rest))
 
 
 def stretch(cells: Any, size: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@ A sweep that meets one calls `HostCall.forward` or `HostCall.reverse`; the rule 
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from .recording import (
 from .storage import Floats, TrackedArray, TrackedScalar
 from .tape import Tape, recorder
 from .window import Shape, Window, broadcast_shapes
+
+Call = Callable[[], Any]
 
 GATHERED = 256
 """Elements from which an operand that is gathered is copied, so that a region reads it."""
@@ -66,13 +70,16 @@ class HostOperand:
 
     def accumulate(self, g: Floats, cotangent: Floats) -> None:
         """Add a cotangent of the operand's shape to the adjoints of its cells."""
-        if self.window is not None and self.window.is_contiguous:
+        if self.constant is None:
+            self.adder(g)(cotangent)
+
+    def adder(self, g: Floats) -> Callable[[Any], None]:
+        """Return the function that adds a cotangent to the adjoints of the operand's cells."""
+        if self.window is not None and self.window.is_injective:
             view = self.window.view(g)
-            view += cotangent
-        elif self.window is not None:
-            np.add.at(g, self.window.cells(), cotangent)
-        elif self.cells is not None:
-            np.add.at(g, self.cells, cotangent)
+            return lambda cotangent: np.add(view, cotangent, view)
+        cells = self.cells if self.window is None else self.window.cells()
+        return functools.partial(np.add.at, g, cells)
 
 
 class HostCall:
@@ -100,15 +107,48 @@ class HostCall:
         size = Window.contiguous(0, self.shape).size
         adjoint = g[cell : cell + size].reshape(self.shape).copy()
         g[cell : cell + size] = 0.0
-        if not strict and not adjoint.any():
+        if not strict and not np.count_nonzero(adjoint):
             return
         out = v[cell : cell + size].reshape(self.shape)
         with np.errstate(all="ignore"):
             values = [x.read(v) for x in self.operands]
             cotangents = self.row.vjp(adjoint, out, *values, **self.params)
             for x, cotangent in zip(self.operands, cotangents, strict=True):
-                if x.constant is None:
-                    x.accumulate(g, cotangent)
+                x.accumulate(g, cotangent)
+
+    def prepared(self, v: Floats, g: Floats, cell: int) -> tuple[Call, Call]:
+        """Return `forward` and `reverse` as calls, for columns that stay where they are.
+
+        The second one uses what the first one has read. NumPy's warnings are for others to turn
+        off, once for many such calls.
+        """
+        stop = cell + Window.contiguous(0, self.shape).size
+        out, adjoint = (column[cell:stop].reshape(self.shape) for column in (v, g))
+        values: list[Any] = []
+        reads: list[Call] = []
+        for x in self.operands:
+            values.append(x.read(v))
+            if x.cells is not None:
+                reads.append(functools.partial(np.take, v, x.cells, None, values[-1], "clip"))
+        compute = functools.partial(self.row.forward, *values, **self.params, out=out)
+        vjp = functools.partial(self.row.vjp, **self.params)
+        adders = [None if x.constant is not None else x.adder(g) for x in self.operands]
+
+        def forward() -> None:
+            for read in reads:
+                read()
+            compute()
+
+        def reverse() -> None:
+            if not np.count_nonzero(adjoint):
+                return
+            received = adjoint.copy()
+            adjoint.fill(0.0)
+            for add, cotangent in zip(adders, vjp(received, out, *values), strict=True):
+                if add is not None:
+                    add(cotangent)
+
+        return forward if reads else compute, reverse
 
 
 def append(

@@ -92,6 +92,11 @@ class Window:
         return len(self.shape)
 
     @property
+    def is_injective(self) -> bool:
+        """Whether it is plain that no cell is met twice."""
+        return injective(self.shape, self.strides)
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the elements are consecutive cells, in C order."""
         if self.strides == (1,):
@@ -429,6 +434,22 @@ def coalesce(shape: Shape, strides: Sequence[Shape]) -> tuple[Shape, list[Shape]
             sizes.append(n)
             steps.append(step)
     return tuple(sizes), [tuple(step[i] for step in steps) for i in range(len(strides))]
+
+
+def injective(shape: Shape, strides: Shape) -> bool:
+    """Whether it is plain from the strides that no element of a window is another one.
+
+    Examples
+    --------
+    >>> injective((3, 2), (1, 3)), injective((3, 3), (1, 1)), injective((3, 2), (0, 1))
+    (True, False, False)
+    """
+    reach = 0
+    for step, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if step <= reach:
+            return False
+        reach += step * (n - 1)
+    return True
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:

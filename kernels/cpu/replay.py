@@ -191,7 +191,10 @@ def replay(w, parts):
     if parts & PUT:
         for i in range(inputs.size):
             v[inputs[i]] = values[i]
-    if parts & SWEEP and _sweep(w, k, v, parts & CHECK != 0):
+    changed = parts & CHECK != 0  # maybe
+    if parts & SWEEP:
+        changed = _sweep(w, k, v, changed)
+    if changed:
         place = _changed(w, v)
         if place >= 0:
             return place

@@ -545,6 +545,8 @@ class Map:
     def _run(self, task: Task, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         in_axes, out = options.pop("in_axes", 0), options.pop("out", None)
         memory, shown = options.pop("memory", MEMORY), options.pop("progress", False)
+        if not isinstance(memory, (int, np.integer)) or memory < 0:
+            raise TypeError(f"memory is a number of bytes, not {memory!r}{at_caller()}")
         samples = Samples(args, options, in_axes)
         if self._root is not None:
             samples.expect(self._root.program)
@@ -553,7 +555,7 @@ class Map:
                 "map takes plain arrays; for batches inside of a derivative there is tg.vmap"
                 f"{at_caller()}"
             )
-        batch = Batch(samples, task, self._ways, self._root, out, memory)
+        batch = Batch(samples, task, self._ways, self._root, out, int(memory))
         found = batch.run(shown or wanted())
         self.paths = batch.paths
         return found

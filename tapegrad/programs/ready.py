@@ -21,6 +21,7 @@ from .. import execute, trees
 from ..arena import STAGGER, zeros
 from ..kernels.opcodes import CONST, HOST, LANES
 from ..recording import FLOAT64
+from ..regions.threads import direct
 from ..storage import Floats
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ..tape import Tape
     from .ports import Input, Output
     from .rolled import Rolled
+
+Call = Callable[[], int]
 
 CELLS = 1 << 20
 """Cells of the largest tape whose replays are made so; one that takes longer looks at Ctrl-C."""
@@ -52,6 +55,8 @@ class Ready:
     decisions : Decisions
     inputs, outputs : sequence of Input, of Output
         Those that are on the tape.
+    whole : bool
+        Whether the interpreters and the loops are all that sweeps need.
 
     Attributes
     ----------
@@ -61,7 +66,7 @@ class Ready:
         Values of all inputs, for `run`; then values of all outputs, and adjoints of all inputs.
     """
 
-    __slots__ = ("_held", "_replay", "_words", "g", "parts", "values")
+    __slots__ = ("_held", "_replay", "_stretches", "_words", "g", "parts", "values")
 
     def __init__(
         self,
@@ -70,8 +75,8 @@ class Ready:
         decisions: Decisions,
         inputs: Sequence[Input],
         outputs: Sequence[Output],
+        whole: bool = True,
     ) -> None:
-        execute.load("scalar")
         execute.load("replay")
         kernel = importlib.import_module("..kernels.cpu.replay", __package__)
         arena = tape.arena
@@ -81,7 +86,8 @@ class Ready:
         imported = _joined([np.arange(e.cell, e.cell + e.size) for e in tape.imports])
         looks, seen = decisions.looks()
         self.values = np.zeros(given.size + wanted.size)
-        steps, parameters = _steps(tape, loops, kernel)
+        end = tape.n if whole else 0
+        steps, parameters = _steps(tape, loops, kernel, 0, end, 0)
         singles, runs = _looks(decisions, steps, kernel)
         columns = {
             "OP": arena.op.array,
@@ -116,6 +122,7 @@ class Ready:
             words[getattr(kernel, name)] = execute.address(column)
         for name, count in counts.items():
             words[getattr(kernel, name)] = count
+        self._stretches: list[Any] = []
         self._held = words, columns, parameters, runs  # whose addresses are in the words
         self._words = execute.address(words)
         self._replay = kernel.replay
@@ -132,30 +139,45 @@ class Ready:
         """Propagate the adjoints that stand in `g`; those of imports remain there."""
         self._replay(self._words, self.parts.SWEEP_BACK)
 
-    def call(self, parts: int) -> Callable[[], int]:
+    def call(self, parts: int) -> Call:
         """Return the call that does some parts of a replay, and tells which decision changed."""
-        (compiled,) = self._replay.overloads.values()
-        return functools.partial(compiled.entry_point, self._words, parts)  # past the dispatcher
+        return functools.partial(direct(self._replay), self._words, parts)
+
+    def stretch(self, tape: Tape, start: int, stop: int, cell: int, parts: int) -> Call:
+        """Return the call that sweeps some scalar instructions, the first of which owns `cell`."""
+        steps, _ = _steps(tape, None, self.parts, start, stop, cell)
+        words = self._held[0].copy()
+        words[self.parts.STEPS], words[self.parts.STEP_COUNT] = execute.address(steps), len(steps)
+        call = functools.partial(direct(self._replay), execute.address(words), parts)
+        self._stretches.append((words, steps))
+        return call
 
 
 def _joined(cells: list[Any]) -> Any:
     return np.concatenate([np.zeros(0, np.uint32), *cells]).astype(np.uint32)
 
 
-def _steps(tape: Tape, loops: Rolled | None, kernel: Any) -> tuple[Any, list[Any]]:
-    """Return what is run, one after another, as rows of words; and the parameters they point to."""
+def _steps(
+    tape: Tape, loops: Rolled | None, kernel: Any, position: int, end: int, cell: int
+) -> tuple[Any, list[Any]]:
+    """Return what is run, one after another, as rows of words; and the parameters they point to.
+
+    That is for the instructions from `position` to `end`, whose first cell is `cell`.
+    """
+    if position == end:
+        return np.zeros((0, kernel.STEP), np.int64), []
+    execute.load("scalar")
     scalar = importlib.import_module("..kernels.cpu.scalar", __package__)
     interpreters = kernel.address_of(scalar.forward), kernel.address_of(scalar.reverse)
-    arena, n = tape.arena, tape.n
-    op, b = arena.op.array[:n], arena.b.array[:n]
+    arena = tape.arena
+    op, b = arena.op.array[:end], arena.b.array[:end]
     cells = np.where(op < CONST, b, 1).astype(np.int64)
     rows: list[list[int]] = []
     parameters: list[Any] = []
-    position = cell = 0
-    while position < n:
+    while position < end:
         body = loops.starting_at(position) if loops else None
         if body is None:
-            stop = min(position + SLICE, loops.next_start(position, n) if loops else n)
+            stop = min(position + SLICE, loops.next_start(position, end) if loops else end)
             next_cell = cell + int(cells[position:stop].sum())
             rows.append([*interpreters, 0, 0, position, stop, cell, next_cell, 0, 0, 0])
             position, cell = stop, next_cell
@@ -186,6 +208,8 @@ def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
         The words of the runs.
     """
     cells, seen = decisions.looks()
+    if not len(steps):
+        return np.arange(cells.size), np.zeros((0, kernel.RUN), np.int64)
     bits = seen.view(np.int64)
     step = np.searchsorted(steps[:, kernel.NEXT_CELL], cells, "right")
     sites = decisions.sites()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..transforms.call import (
 )
 from .captured import Captured, operands, variables
 from .layout import index_runs
+from .planned import Planned, is_plannable
 from .ports import Input, Output, argument_name, example, gathered, is_input, same_static
 from .ready import Calls, Ready, is_small
 from .reorder import reorder
@@ -278,6 +279,12 @@ class Recorded:
                 f"{len(args)}{at_caller()}"
             )
         if kwargs or not self._flat:
+            own = self._tree.children[1].keys
+            if set(kwargs) != set(own):
+                raise TypeError(
+                    f"the program was recorded with {_named(own)}, and got {_named(kwargs)}"
+                    f"{at_caller()}"
+                )
             return trees.flatten_like(self._tree, (args, kwargs), trees.is_numeric_list)
         return [gathered(arg) for arg in args]
 
@@ -366,30 +373,48 @@ class Recorded:
         replays.count += 1
         if replays.rolled is None and (replays.due or (calls is not None and calls.spent)):
             self.compile()
-        elif replays.count == READY_AFTER:
-            if execute.is_loaded("scalar"):
-                self._make_ready()
-            else:
-                replays.count = 0
+        elif replays.count == READY_AFTER and not self._make_ready():
+            replays.count = 0
 
-    def _make_ready(self) -> None:
-        """Write the replay of a small program down as one call, which later ones then are."""
+    def _make_ready(self) -> bool:
+        """Write the replay of a small program down as calls, which later ones then are.
+
+        Returns
+        -------
+        bool
+            Whether there is no reason to ask again, as there is while kernels are not loaded.
+        """
         tape, replays = self.tape, self.tape.replays
         assert replays is not None
-        if not is_small(tape):
-            return
-        execute.evaluate(tape)
         inputs = [known for known in self._inputs if known is not None]
         outputs = [output for output in self._outputs if output.cells is not None]
-        replays.ready = Ready(tape, replays.rolled, self.decisions, inputs, outputs)
         ports: list[Any] = [*self._inputs, *self._outputs]
-        on_tape = len(ports) == len(inputs) + len(outputs) and not self.decisions.by_functions
-        if self._flat and on_tape and all([port.dtype == FLOAT64 for port in ports]):
-            left = None if replays.rolled is not None else replays.until_due()
+        callable_ = self._flat and len(ports) == len(inputs) + len(outputs)
+        callable_ = callable_ and all([port.dtype == FLOAT64 for port in ports])
+        callable_ = callable_ and not self.decisions.by_functions
+        if is_small(tape):
+            if not execute.is_loaded("scalar"):
+                return False
+            execute.evaluate(tape)
+            ready = Ready(tape, replays.rolled, self.decisions, inputs, outputs)
+            replays.ready = ready
+            left = replays.until_due()
+        elif callable_ and is_plannable(tape, ports):
+            if not execute.compiles("regions", READY_AFTER * tape.flushed_cell):
+                return False
+            execute.evaluate(tape)
+            ready = Planned(tape, self.decisions, inputs, outputs, self._needed())
+            left = ready.replays_until_due()
+            callable_ = ready.works
+        else:
+            return True
+        if callable_:
+            budget = None if replays.rolled is not None else left
             tree = self._out_tree
-            self._calls = Calls(replays.ready, inputs, outputs, tree, self.lock, self._seen, left)
+            self._calls = Calls(ready, inputs, outputs, tree, self.lock, self._seen, budget)
             for argnums, positions in self._chosen.items():
                 self._calls.know(argnums, positions)
+        return True
 
     def _seen(self, place: int) -> Exception:
         """Return the error for a value that a decision looks at and that has changed."""
@@ -555,3 +580,9 @@ class Recorded:
 def any_tracked(leaves: Sequence[Any]) -> bool:
     """Whether an argument is tracked."""
     return any([isinstance(leaf, Tracked) for leaf in leaves])
+
+
+def _named(keywords: Iterable[str]) -> str:
+    """Say which keyword arguments these are."""
+    names = sorted(keywords)
+    return f"the keyword arguments {', '.join(names)}" if names else "no keyword arguments"

@@ -15,7 +15,7 @@ from math import gcd, lcm
 import numpy as np
 
 from ..kernels import words as W
-from ..window import Shape, coalesce
+from ..window import Shape, coalesce, injective
 from .region import (
     ADD,
     ARITIES,
@@ -83,13 +83,13 @@ class Lowered:
         Rows that hold one number in all lanes.
     straight : int
         Address of the region's own code (see `straight`), 0 as long as there is none.
-    left : float
-        Seconds to be run until there is; negative where that is not known yet.
+    spent, cost : float
+        Seconds that it was run, and those after which there is; negative where nobody has asked.
     """
 
     __slots__ = (
-        *("address", "chunks", "extra", "extras", "keep", "left", "scratch", "size", "straight"),
-        *("uniform", "words", "work"),
+        *("address", "chunks", "cost", "extra", "extras", "keep", "scratch", "size", "spent"),
+        *("straight", "uniform", "words", "work"),
     )
 
     def __init__(self, region: Region) -> None:
@@ -102,7 +102,7 @@ class Lowered:
         rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
         same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
         self.uniform = frozenset([*range(len(region.constants)), *same])
-        self.straight, self.left = 0, -1.0
+        self.straight, self.spent, self.cost = 0, 0.0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
         block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):
@@ -230,14 +230,14 @@ class _Out:
     @property
     def injective(self) -> bool:
         """Whether it is plain that each lane has an element of its own."""
-        return not self.gathered and _injective(self.shape, self.strides)
+        return not self.gathered and injective(self.shape, self.strides)
 
     @property
     def run(self) -> int:
         """How many lanes in a row meet one element, if other lanes meet others; else 0."""
         if self.gathered or self.uniform or self.strides[-1]:
             return 0
-        return self.shape[-1] if _injective(self.shape[:-1], self.strides[:-1]) else 0
+        return self.shape[-1] if injective(self.shape[:-1], self.strides[:-1]) else 0
 
     def meet(self) -> None:
         """Let lanes change what others have left, from what stands there before the first."""
@@ -251,15 +251,6 @@ class _Out:
             return False
         step = gcd(*self.strides, *other.strides)
         return step == 0 or (self.offset - other.offset) % step == 0
-
-
-def _injective(shape: Shape, strides: Shape) -> bool:
-    reach = 0
-    for step, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
-        if step <= reach:
-            return False
-        reach += step * (n - 1)
-    return True
 
 
 def _in_kind(shape: Shape, w: list[int]) -> int:

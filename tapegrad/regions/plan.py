@@ -186,6 +186,11 @@ class Step:
         self.blanks: list[tuple[int, int, int]] = []
         self.used: list[tuple[int, int]] = []
 
+    @property
+    def regions(self) -> list[Region]:
+        """All that it has."""
+        return [r for r in (self.forward, self.ties, self.backward) if r is not None]
+
 
 class Plan:
     """What to run for the instructions of a tape from `start` on.
@@ -258,6 +263,20 @@ class Plan:
                     step.forward = self._write(step.kind, _STORE_ALL)
         self._forget()
 
+    def order(self) -> tuple[list[Step], list[Step], list[Step], list[Step]]:
+        """Return in which order a gradient runs the steps.
+
+        Returns
+        -------
+        before, top : lists of Step
+            What is run forward before adjoints start, and backward from there.
+        after, rest : lists of Step
+            What is run forward only then, as nothing swept so far needs it; and backward last.
+        """
+        last = self.fused if self.fused >= 0 else len(self.steps)
+        below = self.steps[:last]
+        return below, self.steps[last:][::-1], self.steps[last + 1 :], below[::-1]
+
     def _forget(self) -> None:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
@@ -317,17 +336,16 @@ class Plan:
         self.fused = self._find_fused(used, tied)
         sums = sums or bool(tied)  # extremes are met again on the way back
         store = _STORE_OUTSIDE | (_STORE_SUMS if sums else 0)
-        stored = (self._outside != 0) | (sums & (kinds == HOST))
-        self.stored = ~inside | (used[self._region] & stored)
+        self.stored = ~inside | (self._outside != 0) | (used[self._region] & sums & (kinds == HOST))
         touched = np.zeros(len(self.own), np.uint8)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
             if step.kind < 0:
                 continue
             step.used = self._used(step.kind)
-            if not used[step.kind]:
-                continue
-            if i == self.fused:
+            if not used[step.kind]:  # a constant for the sweep, whose values others may need
+                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+            elif i == self.fused:
                 step.backward = self._write(step.kind, store | _REVERSE, step, touched)
             else:
                 step.forward = self._write(step.kind, store)

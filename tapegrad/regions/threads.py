@@ -8,6 +8,7 @@ added up in their order.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import os
@@ -170,7 +171,7 @@ class _Scratch(threading.local):
 
     def address(self, size: int) -> int:
         if self.room.size < size + _ALIGNED:
-            self.room = np.empty(size + _ALIGNED, np.uint8)
+            self.room = room(size)
             self.start = aligned(self.room)
         return self.start
 
@@ -186,6 +187,16 @@ def load_kernel(real: str = "float64") -> tuple[Any, int]:
     found = native.load("regions32" if real == "float32" else "regions")
     _kernels[real] = found["run"], found["block"]
     return _kernels[real]
+
+
+def direct(kernel: Any) -> Callable[..., Any]:
+    """Return a kernel that was compiled for one signature as what its dispatcher calls."""
+    if not hasattr(kernel, "overloads"):  # machine code from disk has no dispatcher
+        entry: Callable[..., Any] = kernel
+        return entry
+    (compiled,) = kernel.overloads.values()
+    entry = compiled.entry_point
+    return entry
 
 
 def aligned(room: np.ndarray[Any, Any]) -> int:
@@ -230,10 +241,12 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
 
 def earn(region: Region, lowered: Lowered, seconds: float) -> None:
     """Count the time that a region is run; compile it once that has taken as long as compiling."""
-    if lowered.left < 0.0:
-        lowered.left = straight.cost(region)
-    lowered.left = max(lowered.left - seconds, 0.0)
-    if lowered.left == 0.0:
+    lowered.spent += seconds
+    if lowered.spent < straight.LEAST:  # the cost need not be known, and takes a while to find out
+        return
+    if lowered.cost < 0.0:
+        lowered.cost = straight.cost(region)
+    if lowered.spent >= lowered.cost:
         specialise(region)
 
 
@@ -244,16 +257,63 @@ def specialise(region: Region) -> None:
         lowered.straight = straight.compile_region(region, lowered.uniform)
 
 
-def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: list[int]) -> None:
+def room_for(region: Region) -> int:
+    """Return how many bytes `prepared` needs to run a region."""
+    lowered = region.lowered or lower(region)
+    return lowered.scratch + lowered.extra
+
+
+def room(size: int) -> np.ndarray[Any, Any]:
+    """Return memory that has so many bytes from its first aligned address on."""
+    return np.empty(size + _ALIGNED, np.uint8)
+
+
+def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[], Any], Any]:
+    """Return the call that runs a region on buffers that stay where they are.
+
+    Parameters
+    ----------
+    region : Region
+    addresses : list of int
+        Those of its buffers.
+    at : int
+        Address of `room_for` bytes, aligned, which calls that may be made at the same time do not
+        share.
+
+    Returns
+    -------
+    call : callable
+    held : object
+        What must live as long as it.
+    """
+    run, blocks = _kernels.get(region.real) or load_kernel(region.real)
+    lowered = region.lowered or lower(region)
+    if lowered.work >= WORTH and lowered.chunks > 1:
+        return functools.partial(run_addresses, region, addresses), None
+    table = _table(region, lowered, addresses, at + lowered.scratch)
+    place = table.buffer_info()[0]
+    call = functools.partial(
+        direct(run), lowered.address, place, 0, lowered.chunks, 1, at, lowered.straight or blocks
+    )
+    return call, (region, table)
+
+
+def _table(region: Region, lowered: Lowered, addresses: list[int], extra: int) -> array[int]:
+    """Return the addresses of all buffers, those from `extra` on, which the executor needs, last."""
     table = array("q", addresses)
+    del table[region.buffers :]
+    table.extend([extra + offset for offset in lowered.extras])
+    return table
+
+
+def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: list[int]) -> None:
     extra = None  # held until the end
     if lowered.extra > SMALL_EXTRA:
-        extra = np.empty(lowered.extra + _ALIGNED, np.uint8)
+        extra = room(lowered.extra)
         at = aligned(extra)
     else:
         at = _scratch.address(lowered.scratch + lowered.extra) + lowered.scratch
-    del table[region.buffers :]
-    table.extend([at + offset for offset in lowered.extras])
+    table = _table(region, lowered, addresses, at)
     words, buffers = lowered.address, table.buffer_info()[0]
     chunks = lowered.chunks
     scratch = _scratch.address(lowered.scratch)
