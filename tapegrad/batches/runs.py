@@ -299,14 +299,9 @@ class Batch:
         """Return what is to be done for samples that decide otherwise than a program."""
         decisions: list[Decision] = way.program.decisions.all
         if self.ways is None:
-            first = int(indices.min())
-            error = ControlFlowChanged(
-                f"sample {first}: {decisions[number].changed(outcome)}{at_caller()}",
-                decisions[number],
-                outcome,
-            )
+            error = decisions[number].changed(outcome)
             error.number = number
-            raise error
+            raise at_sample(int(indices.min()), error)
         taken = [decision.outcome for decision in decisions[:number]] + [outcome]
         found = way.follow(taken[depth:])
         if found is not None:
@@ -337,9 +332,7 @@ class Batch:
                 try:
                     found = compute(self.root.program)
                 except ControlFlowChanged as error:
-                    raise ControlFlowChanged(
-                        f"sample {i}: {error}{at_caller()}", error.decision, error.outcome
-                    ) from None
+                    raise at_sample(i, error) from None
             parts, tree = trees.flatten(found)
             self._prepare(
                 tree, [np.shape(part) for part in parts], [_dtype_of(part) for part in parts]
@@ -420,6 +413,13 @@ class Batch:
                         f"are written; give another array{at_caller()}"
                     )
         return found
+
+
+def at_sample(i: int, error: ControlFlowChanged) -> ControlFlowChanged:
+    """Return the error of one sample as that of its batch."""
+    found = ControlFlowChanged(f"sample {i}: {error}{at_caller()}", error.decision, error.outcome)
+    found.number, found.sample = error.number, i
+    return found
 
 
 def _size(where: Any) -> int:

@@ -41,7 +41,7 @@ class Samples:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Axes) -> None:
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         self.count = len(args)
-        self.in_list = _in_lists(self.tree)
+        self.in_list = in_lists(self.tree)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
         axes = axes_of_arguments(in_axes, self.tree)
         self.parts: list[Any] = []
@@ -169,13 +169,13 @@ def _leading(part: Any, axis: int, name: str, hint: str) -> Any:
     return part if axis in (0, -ndim) else np.moveaxis(part, axis, 0)
 
 
-def _in_lists(tree: trees.TreeDef) -> list[bool]:
+def in_lists(tree: trees.TreeDef) -> list[bool]:
     """Return by leaf whether it is an item of a list."""
     if tree.is_leaf:
         return [False]
     found: list[bool] = []
     for child in tree.children:
-        found += [tree.kind is list] if child.is_leaf else _in_lists(child)
+        found += [tree.kind is list] if child.is_leaf else in_lists(child)
     return found
 
 
