@@ -19,15 +19,15 @@ A value of a program is a number: results count from 0, in-windows are -1, -3, -
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from numba import int64 as numba_int64
-from numpy import float64, int64, uint8, uint16, uint32
+from numba import types as numba_types
+from numba.types import float64, int64, uint8, uint32
 
 from tapegrad.kernels import adjoints, allocation, opcodes
-from tapegrad.kernels.cpu.jit import calling, entry, word
+from tapegrad.kernels.cpu.jit import calling, entry
 from tapegrad.kernels.cpu.jit import part as helper
-from tapegrad.kernels.cpu.records import array_at, table_at
+from tapegrad.kernels.cpu.records import Numbers, record
 
 # Constants of the compiled passes, written out: Numba's cache notices an edit of this file, but not
 # of one that it imports. Numbers of rows, which a new row shifts, come in as arguments.
@@ -58,161 +58,97 @@ STORE_ALL, STORE_OUTSIDE, REVERSE, COUNT_TIES, STORE_SUMS = 1, 2, 4, 8, 16
 EQUAL, ISNAN, OR, DIVIDE, WHERE = 0, 1, 2, 3, 4  # rows that extremes need, by place in `extremal`
 
 
-class Tape(NamedTuple):
-    """A tape, which stretch of it is planned, and what has been found out about that.
+INTS, PLACES, BYTES = Numbers(int64), Numbers(uint32), Numbers(uint8)
 
-    Attributes
-    ----------
-    op, a, b, d, x, host_at, h
-        The tape's columns and pools, and its host instructions: by their numbers, the place in `h`
-        of the descriptor of a sum or extremum, or -1 minus the place there of a count and that many
-        pairs (lowest and highest cell) of operands.
-    first, region, outside
-        By instruction: its first cell (and the cell after the last); its region, or -1; who uses
-        its cells other than lane by lane in its region: `BY_REGIONS`, or `BY_OTHERS`, which are
-        scalar instructions and those of the host.
-    link, low, high
-        By instruction, three operands each: the instruction of the same region whose result it is,
-        lane by lane, or -1; the first and the last instruction whose cells it meets; the last comes
-        before the first where there is none.
-    active, entered, ties
-        By instruction: whether adjoints flow through it; whether they come to it from `ADJOINTS`;
-        where in `TIES` an extremum has its numbers of lanes, or -1 where nobody asks.
-    own, in_arena
-        By import: the number of its own buffers, or -1; set where its cells are looked for among
-        all others.
-    i0, n
-        The stretch: from which instruction on, and how many.
-    """
+tape_at = record(
+    "Tape",
+    **dict(op=BYTES, a=PLACES, b=PLACES, d=INTS, x=PLACES, host_at=INTS, h=INTS),
+    **dict(first=INTS, region=INTS, outside=BYTES, link=INTS, low=INTS, high=INTS),
+    **dict(active=BYTES, entered=BYTES, ties=INTS, own=INTS, in_arena=BYTES, i0=int64, n=int64),
+)
+"""A tape, which stretch of it is planned, and what has been found out about that.
 
-    op: Any
-    a: Any
-    b: Any
-    d: Any
-    x: Any
-    host_at: Any
-    h: Any
-    first: Any
-    region: Any
-    outside: Any
-    link: Any
-    low: Any
-    high: Any
-    active: Any
-    entered: Any
-    ties: Any
-    own: Any
-    in_arena: Any
-    i0: Any
-    n: Any
+op, a, b, d, x, host_at, h
+    The tape's columns and pools, and its host instructions: by their numbers, the place in `h` of
+    the descriptor of a sum or extremum, or -1 minus the place there of a count and that many pairs
+    (lowest and highest cell) of operands.
+first, region, outside
+    By instruction: its first cell (and the cell after the last); its region, or -1; who uses its
+    cells other than lane by lane in its region: `BY_REGIONS`, or `BY_OTHERS`, which are scalar
+    instructions and those of the host.
+link, low, high
+    By instruction, three operands each: the instruction of the same region whose result it is, lane
+    by lane, or -1; the first and the last instruction whose cells it meets; the last comes before
+    the first where there is none.
+active, entered, ties
+    By instruction: whether adjoints flow through it; whether they come to it from `ADJOINTS`; where
+    in `TIES` an extremum has its numbers of lanes, or -1 where nobody asks.
+own, in_arena
+    By import: the number of its own buffers, or -1; set where its cells are looked for among all
+    others.
+i0, n
+    The stretch: from which instruction on, and how many.
+"""
 
 
-@helper
-def tape_at(w):
-    """Return the tape that a record describes."""
-    return Tape(
-        array_at(w, 0, uint8), array_at(w, 2, uint32), array_at(w, 4, uint32),
-        array_at(w, 6, int64), array_at(w, 8, uint32), array_at(w, 10, int64),
-        array_at(w, 12, int64), array_at(w, 14, int64), array_at(w, 16, int64),
-        array_at(w, 18, uint8), array_at(w, 20, int64), array_at(w, 22, int64),
-        array_at(w, 24, int64), array_at(w, 26, uint8), array_at(w, 28, uint8),
-        array_at(w, 30, int64), array_at(w, 32, int64), array_at(w, 34, uint8),
-        word(w, 36), word(w, 37),
-    )  # fmt: skip
+extents_at = record(
+    "Extents", first=INTS, last=INTS, axes=INTS, shape=Numbers(int64, AXES + 2), merged=INTS
+)
+"""By region: its first and last instruction, and its shape; and room for another shape."""
 
 
-class Extents(NamedTuple):
-    """By region: its first and last instruction, and its shape."""
+rows_at = record(
+    "Rows",
+    **dict(kinds=BYTES, arity=BYTES, extremal=INTS, starts=INTS, programs=Numbers(int64, 4)),
+    **dict(received=Numbers(int64, 3), numbers=Numbers(float64), add=int64),
+)
+"""What is known of the rows of the table: see `kernels/adjoints.py`.
 
-    first: Any
-    last: Any
-    axes: Any
-    shape: Any
-
-
-@helper
-def extents_at(w):
-    """Return the extents of regions that a record describes."""
-    return Extents(
-        array_at(w, 0, int64), array_at(w, 2, int64), array_at(w, 4, int64),
-        table_at(w, 6, AXES + 2, int64),
-    )  # fmt: skip
+`kinds` and `arity` are by opcode; `extremal` has the opcodes of `EQUAL` to `WHERE`, and `add` is
+that of additions.
+"""
 
 
-class Rows(NamedTuple):
-    """What is known of the rows of the table: see `kernels/adjoints.py`.
+WINDOWS = Numbers(int64, WINDOW + AXES)
+program_at = record(
+    "Program",
+    **dict(op=INTS, u=INTS, v=INTS, w=INTS, inputs=WINDOWS, outputs=WINDOWS),
+    **dict(constants=Numbers(float64), counts=INTS, table=INTS, value=INTS),
+    **dict(operands=Numbers(int64, 3), adjoint_of=INTS, adjoint_in=INTS, slots=INTS),
+    **dict(shape=INTS, axes=int64, mask=int64),
+)
+"""What is written: code, windows and constants, and what is known of its values.
 
-    `kinds` and `arity` are by opcode; `extremal` has the opcodes of `EQUAL` to `WHERE`, and `add`
-    is that of additions.
-    """
+op, u, v, w, inputs, outputs, constants, counts
+    The program: opcodes and operands, and windows; `counts` are those of instructions, in-windows,
+    out-windows and constants.
+table, mask
+    Finds in-windows again. All zero in the beginning; `mask` is its size but one, a power of two.
+value, operands
+    By instruction of the tape: its value, and the values of its operands.
+adjoint_of, adjoint_in
+    By result and by in-window: its adjoint so far, or `NONE`.
+slots
+    Scratch: what a program of `kernels/adjoints.py` works with.
+shape, axes
+    The lanes.
+"""
 
-    kinds: Any
-    arity: Any
-    extremal: Any
-    starts: Any
-    programs: Any
-    received: Any
-    numbers: Any
-    add: Any
+seeds_at = record("Seeds", wanted=BYTES, start=BYTES)
+"""By import, whether its adjoint is wanted; by instruction, whether the sweep starts there."""
 
+steps_at = record("Steps", steps=Numbers(int64, 3))
+"""What is to be run: region or -1 for scalars or -2 for a host, from, to."""
 
-@helper
-def rows_at(w):
-    """Return the rows that a record describes."""
-    return Rows(
-        array_at(w, 0, uint8), array_at(w, 2, uint8), array_at(w, 4, int64), array_at(w, 6, int64),
-        table_at(w, 8, 4, int64), table_at(w, 10, 3, int64), array_at(w, 12, float64), word(w, 14),
-    )  # fmt: skip
+imports_at = record("Imports", sizes=INTS, touched=BYTES, blank=Numbers(int64, 4), count=int64)
+"""By import with its own buffers: its size; whether its adjoints have been written before; what
+must be made zero first: from, to, from, to."""
 
-
-class Program(NamedTuple):
-    """What is written: code, windows and constants, and what is known of its values.
-
-    Attributes
-    ----------
-    op, u, v, w, inputs, outputs, constants, counts
-        The program: opcodes and operands, and windows; `counts` are those of instructions,
-        in-windows, out-windows and constants.
-    table
-        Finds in-windows again. All zero in the beginning.
-    value, operands
-        By instruction of the tape: its value, and the values of its operands.
-    adjoint_of, adjoint_in
-        By result and by in-window: its adjoint so far, or `NONE`.
-    slots
-        Scratch: what a program of `kernels/adjoints.py` works with.
-    shape, axes
-        The lanes.
-    """
-
-    op: Any
-    u: Any
-    v: Any
-    w: Any
-    inputs: Any
-    outputs: Any
-    constants: Any
-    counts: Any
-    table: Any
-    value: Any
-    operands: Any
-    adjoint_of: Any
-    adjoint_in: Any
-    slots: Any
-    shape: Any
-    axes: Any
-
-
-@helper
-def program_at(w):
-    """Return the program that a record describes."""
-    return Program(
-        array_at(w, 0, int64), array_at(w, 2, int64), array_at(w, 4, int64), array_at(w, 6, int64),
-        table_at(w, 8, WINDOW + AXES, int64), table_at(w, 10, WINDOW + AXES, int64),
-        array_at(w, 12, float64), array_at(w, 14, int64), array_at(w, 16, int64),
-        array_at(w, 18, int64), table_at(w, 20, 3, int64), array_at(w, 22, int64),
-        array_at(w, 24, int64), array_at(w, 26, int64), array_at(w, 28, int64), word(w, 30),
-    )  # fmt: skip
+room_at = record(
+    "Room", kept=BYTES, last=INTS, row=INTS, free=INTS, code=Numbers(numba_types.uint16, 5)
+)
+"""By value: `kept` to `free` of `tapegrad.kernels.allocation.allocate`; and the code that is left.
+"""
 
 
 # -- what operands meet ----------------------------------------------------------------------------
@@ -436,7 +372,7 @@ def partition(tape, rows, extents, cell0, limit):
 def find_regions(tape, rows, extents, cell0, limit):
     """Do what `partition` says."""
     start_columns(tape, cell0)
-    merged = extents.shape[len(extents.shape) - 1]  # scratch
+    merged = extents.merged
     count = 0
     current = -1
     size = 0
@@ -543,23 +479,23 @@ def find_active(tape, rows, seeds):
     tape, rows : int
         Addresses of records; `Tape.active` is filled in.
     seeds : int
-        Address of a record of two arrays: by import, whether its adjoint is wanted; and by
-        instruction whether the sweep starts there, which is used up.
+        Address of a record: `Seeds`, whose `start` is used up.
 
     Scalar instructions and those of the host are taken to be active.
     """
-    mark_active(tape_at(tape), rows_at(rows), array_at(seeds, 0, uint8), array_at(seeds, 2, uint8))
+    mark_active(tape_at(tape), rows_at(rows), seeds_at(seeds))
     return 0
 
 
 @helper
-def mark_active(tape, rows, input_active, wanted):
+def mark_active(tape, rows, seeds):
     """Do what `find_active` says."""
     active = tape.active
+    wanted = seeds.start
     for i in range(tape.n):
         o = tape.op[tape.i0 + i]
         if o == INPUT:
-            active[i] = input_active[tape.a[tape.i0 + i]]
+            active[i] = seeds.wanted[tape.a[tape.i0 + i]]
         elif o == CONST:
             active[i] = 0
         elif tape.region[i] < 0:
@@ -609,7 +545,7 @@ def window_found(to):
     table = to.table
     n = to.counts[1]
     last = WINDOW + to.axes
-    mask = len(table) - 1
+    mask = to.mask
     mixed = 0
     for place in range(1, last):
         mixed = (mixed * 31 + inputs[n, place]) & 0xFFFFFFFF
@@ -924,10 +860,9 @@ def schedule(tape, extents, steps):
     tape, extents : int
         Addresses of records.
     steps : int
-        Address of a record of one table, to be filled in: region or -1 for scalars or -2 for a
-        host, from, to.
+        Address of a record, to be filled in.
     """
-    return list_steps(tape_at(tape), extents_at(extents), table_at(steps, 0, 3, int64))
+    return list_steps(tape_at(tape), extents_at(extents), steps_at(steps).steps)
 
 
 @helper
@@ -963,24 +898,18 @@ def choose_sets(to, imports):
 
     Parameters
     ----------
-    to : int
-        Address of a record: `Program`.
-    imports : int
-        Address of a record of arrays by import with its own buffers: its size; whether its adjoints
-        have been written before; and, to be filled in, what must be made zero first: from, to,
-        from, to.
+    to, imports : int
+        Addresses of records: `Program`, and `Imports`, where `blank` is filled in.
     """
-    replace(
-        program_at(to), array_at(imports, 0, int64), array_at(imports, 2, uint8),
-        table_at(imports, 4, 4, int64),
-    )  # fmt: skip
+    replace(program_at(to), imports_at(imports))
     return 0
 
 
 @helper
-def replace(to, sizes, touched, blank):
+def replace(to, imports):
     """Do what `choose_sets` says."""
-    for own in range(len(touched)):
+    touched, sizes, blank = imports.touched, imports.sizes, imports.blank
+    for own in range(imports.count):
         for k in range(4):
             blank[own, k] = 0
         if touched[own]:
@@ -1032,18 +961,15 @@ def finish(to, rows, room):
     to, rows : int
         Addresses of records.
     room : int
-        Address of a record of arrays by value: `kept` to `free` of
-        `tapegrad.kernels.allocation.allocate`; and the code that is left.
+        Address of a record.
     """
-    return give_rows(
-        program_at(to), rows_at(rows), array_at(room, 0, uint8), array_at(room, 2, int64),
-        array_at(room, 4, int64), array_at(room, 6, int64), table_at(room, 8, 5, uint16),
-    )  # fmt: skip
+    return give_rows(program_at(to), rows_at(rows), room_at(room))
 
 
 @helper
-def give_rows(to, rows, kept, last, row, free, code):
+def give_rows(to, rows, room):
     """Do what `finish` says."""
+    kept, row = room.kept, room.row
     m, constants = to.counts[0], to.counts[3]
     fixed = constants + to.counts[1]
     for i in range(m):
@@ -1057,7 +983,7 @@ def give_rows(to, rows, kept, last, row, free, code):
         to.outputs[i, 0] = value
         kept[value] = 1
     left, count = allocate(
-        to.op[:m], to.u, to.v, to.w, rows.arity, fixed, kept, last, row, free, code
+        m, to.op, to.u, to.v, to.w, rows.arity, fixed, kept, room.last, row, room.free, room.code
     )
     for k in range(to.counts[1]):
         to.inputs[k, 0] = constants + k
@@ -1074,5 +1000,5 @@ def compile_all() -> dict[str, Any]:
     """Compile the planner by itself, or load it from Numba's cache; return its kernels."""
     kernels = (partition, find_active, write, schedule, choose_sets, finish)
     for kernel in kernels:
-        kernel.compile((numba_int64,) * kernel.py_func.__code__.co_argcount)
+        kernel.compile((int64,) * kernel.py_func.__code__.co_argcount)
     return {kernel.__name__: kernel for kernel in kernels}
