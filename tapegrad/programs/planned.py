@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import execute
 from ..host import HostCall
-from ..kernels.opcodes import CONST, INPUT, LANES
+from ..kernels.opcodes import CONST, HOST, INPUT, LANES
 from ..regions import straight, threads
 from ..regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from ..regions.region import Region
@@ -40,8 +40,8 @@ def is_plannable(tape: Tape, ports: Sequence[Input | Output]) -> bool:
     """Whether a tape with arrays is short of numbers, and all that it calls is NumPy's."""
     if tape.code or tape.lent or sum([port.size for port in ports]) > NUMBERS:
         return False
-    arrays = (tape.arena.op.array[: tape.n] == LANES).any()
-    return bool(arrays) and all([type(call) is HostCall for call in tape.hosts])
+    op = tape.arena.op.array[: tape.n]
+    return bool(((op == LANES) | (op == HOST)).any()) and all([type(call) is HostCall for call in tape.hosts])
 
 
 class Planned(Ready):

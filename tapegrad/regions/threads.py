@@ -258,7 +258,8 @@ def specialise(region: Region) -> None:
 def room_for(region: Region) -> int:
     """Return how many bytes `prepared` needs to run a region."""
     lowered = region.lowered or lower(region)
-    return lowered.scratch + lowered.extra
+    size: int = lowered.scratch + lowered.extra
+    return size
 
 
 def room(size: int) -> np.ndarray[Any, Any]:
@@ -297,7 +298,7 @@ def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[]
 
 
 def _table(region: Region, lowered: Lowered, addresses: list[int], extra: int) -> array[int]:
-    """Return the addresses of all buffers, those from `extra` on, which the executor needs, last."""
+    """Return the addresses of all buffers; last those that the executor needs, from `extra` on."""
     table = array("q", addresses)
     del table[region.buffers :]
     table.extend([extra + offset for offset in lowered.extras])
