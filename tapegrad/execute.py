@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .kernels import reference
+from .kernels import native, reference
 from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
@@ -112,10 +112,14 @@ def load(family: str) -> None:
         notice.daemon = True
         notice.start()
         try:
+            if family in native.LIBRARIES:
+                native.load(family)
+                if family == "regions":
+                    importlib.import_module(".kernels.cpu.planning", __package__)
+                _loaded[family] = True
+                return
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
             with_room(module.compile_all)
-            if family == "regions":
-                importlib.import_module(".kernels.cpu.planning", __package__)
             for sweep in ("forward", "reverse"):
                 if hasattr(module, sweep):  # what runs regions or derives programs sweeps nothing
                     setattr(_compiled, f"{family}_{sweep}", getattr(module, sweep))

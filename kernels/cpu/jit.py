@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from tapegrad.kernels.native import Library, by_library, link
+
 # Numba's rewrites of its intermediate code fuse array expressions, of which kernels have none;
 # without them kernels compile a little sooner.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_rewrites": True}
@@ -35,7 +37,7 @@ def kernel(function: Callable[..., Any], *parts: Callable[..., Any]) -> Any:
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        _warn_once()
+        warn_once()
         return njit(**options)(function)
 
 
@@ -64,27 +66,54 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(inline="always", **_OPTIONS)(function)
 
 
-_native: dict[Callable[..., Any], Any] = {}
+def part(function: Callable[..., Any]) -> Any:
+    """Compile a function of a library of `kernels/native.py`, which is optimised as a whole."""
+    if not by_library():
+        return helper(function)
+    from .building import PartCompiler
+
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS, "_nrt": False}
+    return njit(pipeline_class=PartCompiler, **options)(function)
+
+
+def alone(function: Callable[..., Any]) -> Any:
+    """Compile a part that is called wherever it is: what is long, or rarely needed."""
+    function.alone = True  # type: ignore[attr-defined]
+    return part(function)
+
+
+_native: dict[Callable[..., Any], tuple[Any, int]] = {}
 
 
 def native(function: Callable[..., Any], signature: str, cache: bool = True) -> int:
     """Compile a function by itself, and return its address for `call_native`.
 
-    It stays compiled, and with `cache` is kept on disk, for which it must come from a file. What a
-    kernel calls as a helper is optimised again as a part of it, and of what calls that. A large
-    function is compiled once, this way.
+    It stays compiled. What a kernel calls as a helper is optimised again as a part of it, and of
+    what calls that. A large function is compiled once, this way. With `cache`, Numba keeps it on
+    disk, for which it must come from a file; it may call parts of libraries where it is not.
     """
     if function not in _native:
-        options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}
-        try:
-            _native[function] = cfunc(signature, cache=cache, **options)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            _warn_once()
-            _native[function] = cfunc(signature, **options)(function)
-    address: int = _native[function].address
-    return address
+        _native[function] = _native_address(function, signature, cache)
+    return _native[function][1]
+
+
+def _native_address(function: Any, signature: str, cache: bool) -> tuple[Any, int]:
+    """Return the address of a compiled function, and what keeps it there."""
+    if not cache and by_library():
+        from .building import build
+
+        arity = function.__code__.co_argcount
+        library = Library(function.__name__, (), {}, {function.__name__: arity})
+        return None, link(library, build(library, {function.__name__: function}))[function.__name__]
+    options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}
+    try:
+        made = cfunc(signature, cache=cache, **options)(function)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        warn_once()
+        made = cfunc(signature, **options)(function)
+    return made, made.address
 
 
 @intrinsic  # type: ignore[misc]
@@ -111,7 +140,8 @@ def word(typingctx: Any, address: Any, number: Any) -> Any:
     return types.int64(types.int64, types.int64), emit
 
 
-def _warn_once() -> None:
+def warn_once() -> None:
+    """Tell the user that there is no place for compiled kernels."""
     global _warned
     if not _warned:
         _warned = True

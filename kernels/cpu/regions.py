@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 from tapegrad.kernels.cpu import simd
-from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
+from tapegrad.kernels.cpu.jit import alone, call_native, kernel, native, word
+from tapegrad.kernels.cpu.jit import part as helper
 from tapegrad.kernels.cpu.simd import (
     any_lane,
     bits,
@@ -1304,7 +1305,7 @@ def integer_power_of_lanes(x, y):
     return integer_power_lane_by_lane(x, y)
 
 
-@helper
+@alone
 def integer_power_lane_by_lane(x, y):
     """Return x**y of each lane."""
     r = x
@@ -1314,7 +1315,7 @@ def integer_power_lane_by_lane(x, y):
     return r
 
 
-@helper
+@alone
 def rare(o, x, y, z):
     """Return one lane of a row that has no form in vectors."""
     # sign
@@ -2037,7 +2038,7 @@ def clear(d, w, buffers):
         write_number(target + NUMBER * place, start)
 
 
-@inlined
+@helper
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
@@ -2073,7 +2074,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
     pitch = NUMBER * word(d, BLOCK) + PAD
@@ -2108,7 +2109,7 @@ def owned(d, w, lane, lanes, stop):
     return max(0, min(lanes, stop - lane - word(w, SHIFT)))
 
 
-@inlined
+@helper
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
     pitch = NUMBER * word(d, BLOCK) + PAD
@@ -2124,7 +2125,7 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -2178,7 +2179,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -2195,7 +2196,7 @@ def chunk(d, buffers, c, scratch, blocks):
         lane += lanes
 
 
-@inlined
+@helper
 def prepare(d, buffers):
     """Make zero what several windows are going to add to."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -2205,7 +2206,7 @@ def prepare(d, buffers):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def finish(d, buffers):
     """Add up what the chunks have put aside, in their order."""
     chunks = word(d, CHUNKS)
@@ -2281,7 +2282,7 @@ SIGNATURES = {
 }
 
 
-def compile_all() -> int:
-    """Compile the executor, or load it from the cache; return the address that `run` asks for."""
+def compile_all() -> dict[str, Any]:
+    """Compile the executor by itself, or load it from Numba's cache; return its kernels."""
     run.compile(SIGNATURES["run"])
-    return native(block, SIGNATURES["block"])
+    return {"run": run, "block": native(block, SIGNATURES["block"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -54,8 +55,12 @@ def simd_mark() -> str:
     return sha256(SIMD.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
+@functools.cache
 def _definitions(source: Path, kind: type[ast.stmt]) -> dict[str, tuple[str, set[str]]]:
-    """Return the text of each function or assignment of a file, and the names it uses."""
+    """Return the text of each function or assignment of a file, and the names it uses.
+
+    Files are read once: programs that run ask for this, too (`tapegrad.regions.straight`).
+    """
     text = source.read_text(encoding="utf-8")
     lines = text.splitlines()
     found = {}

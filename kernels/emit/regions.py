@@ -55,7 +55,7 @@ def integer_power_of_lanes(x, y):
     return integer_power_lane_by_lane(x, y)
 
 
-@helper
+@alone
 def integer_power_lane_by_lane(x, y):
     """Return x**y of each lane."""
     r = x
@@ -65,7 +65,7 @@ def integer_power_lane_by_lane(x, y):
     return r
 '''
 
-_BLOCK = '''@helper
+_BLOCK = '''@alone
 def rare(o, x, y, z):
     """Return one lane of a row that has no form in vectors."""
 {rare}
@@ -143,7 +143,8 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...], single: bool = Fals
 
 _JIT = "from tapegrad.kernels.cpu.jit import helper, kernel\n"
 _SIMD_IMPORTS = """from tapegrad.kernels.cpu import simd
-from tapegrad.kernels.cpu.jit import call_native, helper, inlined, kernel, native, word
+from tapegrad.kernels.cpu.jit import alone, call_native, kernel, native, word
+from tapegrad.kernels.cpu.jit import part as helper
 from tapegrad.kernels.cpu.simd import (
 {names})
 """

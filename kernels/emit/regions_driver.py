@@ -250,7 +250,7 @@ def clear(d, w, buffers):
         write_number(target + NUMBER * place, start)
 
 
-@inlined
+@helper
 def open_chunk(d, buffers, c, start, stop, rows, first):
     """Do what a chunk does once: rows that stay the same, sums that start at zero."""
     block = word(d, BLOCK)
@@ -286,7 +286,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def bring_in(d, buffers, lane, lanes, rows, first):
     """Fill the rows of in-windows for a block; whole ones that lie in memory are left there."""
     pitch = NUMBER * word(d, BLOCK) + PAD
@@ -321,7 +321,7 @@ def owned(d, w, lane, lanes, stop):
     return max(0, min(lanes, stop - lane - word(w, SHIFT)))
 
 
-@inlined
+@helper
 def place_out(d, buffers, lane, lanes, stop, rows, first):
     """Let rows of out-windows lie where they are to go."""
     pitch = NUMBER * word(d, BLOCK) + PAD
@@ -337,7 +337,7 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -391,7 +391,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -408,7 +408,7 @@ def chunk(d, buffers, c, scratch, blocks):
         lane += lanes
 
 
-@inlined
+@helper
 def prepare(d, buffers):
     """Make zero what several windows are going to add to."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -418,7 +418,7 @@ def prepare(d, buffers):
         w += WINDOW_BYTES
 
 
-@inlined
+@helper
 def finish(d, buffers):
     """Add up what the chunks have put aside, in their order."""
     chunks = word(d, CHUNKS)
@@ -494,8 +494,8 @@ SIGNATURES = {
 }
 
 
-def compile_all() -> int:
-    """Compile the executor, or load it from the cache; return the address that `run` asks for."""
+def compile_all() -> dict[str, Any]:
+    """Compile the executor by itself, or load it from Numba's cache; return its kernels."""
     run.compile(SIGNATURES["run"])
-    return native(block, SIGNATURES["block"])
+    return {"run": run, "block": native(block, SIGNATURES["block"])}
 '''

@@ -83,13 +83,13 @@ class Lowered:
         Rows that hold one number in all lanes.
     straight : int
         Address of the region's own code (see `straight`), 0 as long as there is none.
-    left : float
-        Seconds to be run until there is; negative where that is not known yet.
+    spent, cost : float
+        Seconds that it was run, and those after which there is; negative where nobody has asked.
     """
 
     __slots__ = (
-        *("address", "chunks", "extra", "extras", "keep", "left", "scratch", "size", "straight"),
-        *("uniform", "words", "work"),
+        *("address", "chunks", "cost", "extra", "extras", "keep", "scratch", "size", "spent"),
+        *("straight", "uniform", "words", "work"),
     )
 
     def __init__(self, region: Region) -> None:
@@ -102,7 +102,7 @@ class Lowered:
         rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
         same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
         self.uniform = frozenset([*range(len(region.constants)), *same])
-        self.straight, self.left = 0, -1.0
+        self.straight, self.spent, self.cost = 0, 0.0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
         block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):

@@ -265,17 +265,16 @@ class Plan:
         self.fused = self._find_fused(used, tied)
         sums = sums or bool(tied)  # extremes are met again on the way back
         store = _STORE_OUTSIDE | (_STORE_SUMS if sums else 0)
-        stored = (self._outside != 0) | (sums & (kinds == HOST))
-        self.stored = ~inside | (used[self._region] & stored)
+        self.stored = ~inside | (self._outside != 0) | (used[self._region] & sums & (kinds == HOST))
         touched = np.zeros(len(self.own), np.uint8)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
             if step.kind < 0:
                 continue
             step.used = self._used(step.kind)
-            if not used[step.kind]:
-                continue
-            if i == self.fused:
+            if not used[step.kind]:  # a constant for the sweep, whose values others may need
+                step.forward = self._write(step.kind, _STORE_OUTSIDE)
+            elif i == self.fused:
                 step.backward = self._write(step.kind, store | _REVERSE, step, touched)
             else:
                 step.forward = self._write(step.kind, store)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 LONGEST = 500
 """Instructions of the longest region that gets a function of its own."""
 
-_FIXED, _PER_INSTRUCTION, _PER_FUNCTION = 0.3, 0.015, 0.3  # seconds; they need not be exact
+LEAST = 0.3
+"""Seconds that compiling takes at least."""
+
+_PER_INSTRUCTION, _PER_FUNCTION = 0.015, 0.3  # more seconds; they need not be exact
 
 _compiled: dict[Any, int] = {}
 _lock = threading.Lock()
@@ -36,7 +39,7 @@ def cost(region: Region) -> float:
         if not straight.can_emit(opcodes):
             return np.inf
         seconds: float = _PER_FUNCTION * straight.functions(opcodes)
-    return _FIXED + _PER_INSTRUCTION * len(region.code) + seconds
+    return LEAST + _PER_INSTRUCTION * len(region.code) + seconds
 
 
 def compile_region(region: Region, uniform: frozenset[int]) -> int:

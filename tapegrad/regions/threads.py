@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import at_caller
+from ..kernels import native
 from . import straight
 from .lowering import Lowered
 from .region import Region
@@ -183,19 +184,18 @@ _kernels: dict[str, tuple[Any, int]] = {}
 
 def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
-    if real == "float32":
-        from ..kernels.cpu import regions32 as executor
-    else:
-        from ..kernels.cpu import regions as executor  # numba comes with it
-
-    _kernels[real] = executor.run, executor.compile_all()
+    found = native.load("regions32" if real == "float32" else "regions")
+    _kernels[real] = found["run"], found["block"]
     return _kernels[real]
 
 
 def direct(kernel: Any) -> Callable[..., Any]:
     """Return a kernel that was compiled for one signature as what its dispatcher calls."""
+    if not hasattr(kernel, "overloads"):  # machine code from disk has no dispatcher
+        entry: Callable[..., Any] = kernel
+        return entry
     (compiled,) = kernel.overloads.values()
-    entry: Callable[..., Any] = compiled.entry_point
+    entry = compiled.entry_point
     return entry
 
 
@@ -241,10 +241,12 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
 
 def earn(region: Region, lowered: Lowered, seconds: float) -> None:
     """Count the time that a region is run; compile it once that has taken as long as compiling."""
-    if lowered.left < 0.0:
-        lowered.left = straight.cost(region)
-    lowered.left = max(lowered.left - seconds, 0.0)
-    if lowered.left == 0.0:
+    lowered.spent += seconds
+    if lowered.spent < straight.LEAST:  # the cost need not be known, and takes a while to find out
+        return
+    if lowered.cost < 0.0:
+        lowered.cost = straight.cost(region)
+    if lowered.spent >= lowered.cost:
         specialise(region)
 
 

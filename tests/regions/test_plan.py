@@ -17,7 +17,19 @@ from tapegrad.regions.plan import plan_of
 
 @pytest.fixture(autouse=True)
 def _plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Plan even the smallest tape, and let imports of few elements have buffers of their own."""
+    """Plan even the smallest tape, and let imports of few elements have buffers of their own.
+
+    What tapes leave behind is no number: a value that a plan forgets to compute is not right
+    because an earlier tape had the same one there.
+    """
+    give_back = arena.Arena.give_back
+
+    def spoilt(self: arena.Arena, n_instructions: int, n_cells: int) -> None:
+        self.ensure(n_instructions, n_cells)
+        self.v.array[:n_cells] = np.nan
+        give_back(self, n_instructions, n_cells)
+
+    monkeypatch.setattr(arena.Arena, "give_back", spoilt)
     monkeypatch.setattr(execute, "REGION_CELLS", 0)
     monkeypatch.setattr(plan, "OWN", 8)
     plan._plans.clear()
@@ -176,11 +188,25 @@ def deep_broadcast(x: Any) -> Any:
     return np.sum(y * y[:1, :, :] * y[:, :1, :1] + y[0, 0, :] + y[1])
 
 
+def constants_of_the_sweep(x: Any) -> Any:
+    """Values that no adjoint flows through, but that scalar, array and host code needs."""
+    y = np.cos(tg.stop_gradient(x))
+    largest = np.max(np.sin(tg.stop_gradient(x)) * 2.0)
+    return np.sum(y) * x[0] + np.sum(y[::-1] * x) + np.sum(np.cumsum(y) * x) * largest
+
+
+def assigned_constants(x: Any) -> Any:
+    y = x * 1.0
+    y[np.arange(N)] = 0.25
+    return np.sum(np.tanh(y)) * x[0]
+
+
 FUNCTIONS = [
     rosenbrock, gathered, gathered_of_computed, outer, axis_sums, shifted_of_computed, two_regions,
     normalised, means_and_variances, stencil, strided, transposed, with_matmul, with_scalars,
     assigned, piecewise, stacked, unused, only_a_sum, without_effect, negative_mean, extrema,
     extrema_along_axes, softmax, long, deep_broadcast,
+    constants_of_the_sweep, assigned_constants,
 ]  # fmt: skip
 
 

@@ -1,0 +1,289 @@
+"""Libraries of machine code: kept on disk, refused where they are not what was compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tapegrad.kernels import cpu, native
+from tapegrad.kernels.frames import with_room
+from tapegrad.kernels.native import LIBRARIES, Library
+
+needs_support = pytest.mark.skipif(not native._supported, reason="compiled by Numba's own means")
+
+SMALL = """
+from tapegrad.kernels.cpu.jit import alone, kernel, native, part, word
+
+@alone
+def double(x):
+    return x + x
+
+@part
+def weigh(x, y):
+    return double(x) - 3 * y
+
+@kernel
+def total(x, y, z):
+    return weigh(x, y) + z
+
+def nothing(a, b, c, d):
+    weigh(a, b)
+
+def compile_all():
+    total.compile("int64(int64, int64, int64)")
+    return {"total": total, "nothing": native(nothing, "void(int64, int64, int64, int64)")}
+"""
+ARGUMENTS, TOTAL = (5, 2, -1 << 40), 4 - (1 << 40)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    found = tmp_path / "cache"
+    found.mkdir()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(found))
+    return found
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A library of two functions: the kernels' own take seconds to compile."""
+    source = tmp_path / "small.py"
+    source.write_text(SMALL)
+    library = Library("small", (*native._COMMON, str(source)), {"total": 3}, {"nothing": 4})
+    monkeypatch.setattr(native, "LIBRARIES", {"small": library})
+    monkeypatch.setattr(native, "failures", {})
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(cpu, "__path__", [*cpu.__path__, str(tmp_path)])
+    yield source
+    sys.modules.pop("tapegrad.kernels.cpu.small", None)
+
+
+def file_in(folder: Path, name: str = "regions") -> Path:
+    (file,) = folder.glob(f"tapegrad-{name}-*")
+    return file
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_found(folder: Path) -> None:
+    assert native.stored("regions") is None
+    native._store("regions", b"code")
+    assert native.stored("regions") == b"code"
+    native._store("regions", b"other code")
+    assert native.stored("regions") == b"other code"
+    assert list(folder.iterdir()) == [file_in(folder)]  # nothing is left beside it
+
+
+@pytest.mark.parametrize("content", [b"", b"short", None], ids=["empty", "short", "altered"])
+def test_a_damaged_file_is_compiled_again(folder: Path, content: bytes | None) -> None:
+    native._store("regions", b"code")
+    file = file_in(folder)
+    file.write_bytes(file.read_bytes()[:-1] + b"!" if content is None else content)
+    assert native.stored("regions") is None
+
+
+def test_other_sources_processors_or_versions_make_other_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    native._store("regions", b"code")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "-avx512f")
+    assert native.stored("regions") is None
+    monkeypatch.delenv("NUMBA_CPU_FEATURES")
+    assert native.stored("regions") == b"code"
+    known = LIBRARIES["regions"]
+    more = known._replace(sources=(*known.sources, "words.py"))
+    with monkeypatch.context() as other:
+        other.setitem(LIBRARIES, "regions", more)
+        assert native.stored("regions") is None
+    with monkeypatch.context() as other:
+        other.setattr(sys, "version", "3.99")
+        assert native.stored("regions") is None
+    version_of = native._version_of
+    monkeypatch.setattr(native, "_version_of", lambda name: version_of(name) + "!")
+    assert native.stored("regions") is None
+
+
+def test_readers_see_whole_files_while_others_write() -> None:
+    contents = [bytes([i]) * (1 << 16) for i in range(4)]
+
+    def write(content: bytes) -> None:
+        for _ in range(20):
+            native._store("regions", content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    native._store("regions", contents[0])
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert native.stored("regions") in contents
+    for writer in writers:
+        writer.join()
+    assert native.stored("regions") in contents
+
+
+def test_without_a_place_the_user_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tapegrad.kernels.cpu import jit
+
+    (folder / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder / "file" / "folder"))
+    monkeypatch.setattr(jit, "_warned", False)
+    assert native.stored("regions") is None
+    native._store("regions", b"code")
+    assert "no writable cache directory" in capsys.readouterr().err
+
+
+def test_without_a_variable_the_cache_is_beside_the_module_or_the_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    beside, users = native._folders()
+    assert beside == Path(cpu.__file__).parent / "__pycache__"
+    assert users == tmp_path / "tapegrad"
+
+
+# -- compiling and linking -------------------------------------------------------------------------
+
+
+@needs_support
+def test_a_library_is_compiled_and_then_loads(small: Path, folder: Path) -> None:
+    kernels = native.load("small")
+    assert kernels["total"](*ARGUMENTS) == TOTAL
+    assert isinstance(kernels["nothing"], int)
+    assert native.load("small") is kernels
+    assert native.stored("small") is not None
+    again = native._load("small")
+    assert again["nothing"] != kernels["nothing"]  # linked from the file
+    assert again["total"](*ARGUMENTS) == TOTAL
+    assert not native.failures
+
+
+def _raise(*_: Any) -> None:
+    raise AttributeError("the inside of Numba is not as it was")
+
+
+def _give_garbage(*_: Any) -> bytes:
+    return b"no_such_function\0no object file"
+
+
+@pytest.mark.parametrize("how", ["build", "garbage", "link", "source", "platform", "folder"])
+def test_what_fails_is_compiled_by_numba(
+    how: str, small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tapegrad.kernels.cpu import building
+
+    if how == "platform":
+        monkeypatch.setattr(native, "_supported", False)
+    elif how == "folder":
+        (folder / "file").write_text("")
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder / "file" / "folder"))
+    elif how == "source":  # as in a package that is imported from an archive
+        known = native.LIBRARIES["small"]
+        monkeypatch.setitem(native.LIBRARIES, "small", known._replace(sources=("absent.py",)))
+    elif how == "link":
+        monkeypatch.setattr(native, "link", _raise)
+    else:
+        monkeypatch.setattr(building, "build", {"build": _raise, "garbage": _give_garbage}[how])
+    kernels = native.load("small")
+    assert kernels["total"](*ARGUMENTS) == TOTAL
+    assert isinstance(kernels["nothing"], int)
+    if native._supported:
+        assert list(native.failures) == ([] if how == "folder" else ["small"])
+
+
+@needs_support
+def test_what_is_loaded_from_disk_needs_no_numba(small: Path, folder: Path) -> None:
+    native.load("small")
+    program = f"""
+import sys
+from tapegrad.kernels import native
+native.LIBRARIES["small"] = native.{native.LIBRARIES["small"]!r}
+assert native.load("small")["total"](5, 2, 1) == 5
+assert "numba" not in sys.modules and not native.failures
+"""
+    run(program)
+
+
+@needs_support
+def test_processes_that_compile_at_once_agree(small: Path, folder: Path) -> None:
+    program = f"""
+import sys
+from tapegrad.kernels import cpu, native
+cpu.__path__.append({str(small.parent)!r})
+native.LIBRARIES["small"] = native.{native.LIBRARIES["small"]!r}
+assert native.load("small")["total"](5, 2, 1) == 5 and not native.failures
+"""
+    children = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    code = native.stored("small")
+    assert code is not None
+    assert native.link(native.LIBRARIES["small"], code)["total"](*ARGUMENTS) == TOTAL
+    assert len(list(folder.glob("tapegrad-small-*"))) == 1
+
+
+GRADIENTS = """
+import sys
+import numpy as np
+import tapegrad as tg
+from tapegrad.kernels import native
+if sys.argv[1] == "numba":
+    native._supported = False
+from tapegrad.regions import straight, threads
+straight.cost = lambda region: 0.0 if compiles else np.inf  # at once, or never
+x, y = np.linspace(-2.0, 3.0, 30_000), np.linspace(0.5, 40.0, 100)
+f = lambda x, y: np.sum(np.exp(np.sin(x)) * x**3 / y[:, None]) + np.max(np.sqrt(y))
+found = []
+with tg.executor("compiled"):
+    for compiles in (False, True):
+        for n in (1, 2):
+            tg.set_num_threads(n)
+            found += tg.grad(f, argnums=(0, 1))(x.reshape(100, -1), y)
+assert ("numba.core" in sys.modules) and not native.failures
+np.save(sys.argv[2], np.concatenate([part.ravel() for part in found]))
+"""
+
+
+@needs_support
+def test_numba_compiles_the_same_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    if CACHE:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
+    results = []
+    for how in ("library", "numba"):
+        run(GRADIENTS, how, str(tmp_path / f"{how}.npy"))
+        results.append(np.load(tmp_path / f"{how}.npy"))
+    np.testing.assert_array_equal(*results)  # to the bit
+    quarter = results[0].size // 4
+    for i in range(1, 4):
+        np.testing.assert_array_equal(results[0][:quarter], results[0][i * quarter :][:quarter])
+
+
+CACHE = os.environ.get("NUMBA_CACHE_DIR", "")
+"""Where compiled kernels are found by other tests, too."""
+
+
+def run(program: str, *arguments: str) -> None:
+    """Run a program in a process of its own."""
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_room_for_frames_changes_nothing() -> None:
+    def depth(n: int) -> int:
+        return 0 if n == 0 else 1 + depth(n - 1)
+
+    assert with_room(lambda: depth(500)) == 500
+    with pytest.raises(ZeroDivisionError):
+        with_room(lambda: 1 // 0)
