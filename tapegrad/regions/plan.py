@@ -324,7 +324,8 @@ class Plan:
         seeded = self._chosen(seeds)
         marks = Record(active, seeded.copy())
         _planner()["find_active"](self._tape.address, _rows().address, marks.address)
-        kinds = self._columns[0][self.start : self.start + self.n]
+        kinds, numbers = (column[self.start : self.start + self.n] for column in self._columns[:2])
+        self._in_arena[numbers[(seeded != 0) & (kinds == INPUT)]] = 1  # adjoints start there, too
         self._entered[:] = (seeded | self._outside | (kinds == HOST)) != 0
         # What does not flow on may arrive all the same, but from regions, which know better.
         arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
