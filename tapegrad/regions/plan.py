@@ -19,7 +19,8 @@ from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
-from .region import ARITIES, MAXIMUM, MINIMUM, SET, Region
+from .plain import can_be_plain, made_plain, matched
+from .region import ARITIES, MAXIMUM, MINIMUM, SET, Codes, Region
 
 if TYPE_CHECKING:
     from ..host import HostCall
@@ -376,27 +377,46 @@ class Plan:
     def _region_of(
         self, shape: Ints, code: Ints, inputs: Ints, outputs: Ints, constants: Any, counts: Ints
     ) -> Region:
-        if prod(shape.tolist()) >= FUSED:
-            code = fused(code, outputs, counts)
-        m, n_in, n_out, n_constants = counts.tolist()
-        self._ordering.renumber(code, outputs, counts)
-        fixed = n_constants + n_in
+        n_in, n_out = int(counts[1]), int(counts[2])
         columns = _WINDOW + len(shape)
         inputs, outputs = inputs[:n_in, :columns].copy(), outputs[:n_out, :columns].copy()
+        m, results, tried = int(counts[0]), outputs[:, 0].copy(), None
+        if prod(shape.tolist()) >= FUSED:
+            lines = [[op, *values[: ARITIES[op]]] for op, *values in code[:, :m].T.tolist()]
+            # What a sweep does with zeros is nobody's business; values may be used anywhere.
+            bits = outputs[outputs[:, 1] == VALUES, 0].tolist()
+            which = can_be_plain(lines, bits)
+            if any(which):
+                tried = Fusing(made_plain(lines, which), results.tolist())
+            careful = Fusing(lines, results.tolist())
+            code, results = careful.table().T, np.array(careful.results)
+            m = len(careful.code)
+        final, outputs[:, 0], rows = self._allocate(code[:, :m], results, counts)
+        n_constants = int(counts[3])
+        fixed = n_constants + n_in
+        inputs[:, 0] = np.arange(n_constants, fixed)
+        plain = None
+        if tried is not None:
+            plain, found, _ = self._allocate(tried.table().T, np.array(tried.results), counts)
+            plain = matched(plain, found.tolist(), outputs[:, 0].tolist(), fixed)
+        return Region(
+            tuple(shape.tolist()), final, constants[:n_constants].copy(), inputs, outputs, rows,
+            plain=plain,
+        )  # fmt: skip
+
+    def _allocate(self, code: Ints, results: Ints, counts: Ints) -> tuple[Codes, Ints, int]:
+        """Return a program on rows, the rows of its results, and how many there are."""
+        code, results = np.ascontiguousarray(code), results.reshape(-1, 1).copy()
+        m = code.shape[1]
+        counts[0] = m
+        self._ordering.renumber(code, results, counts)
+        fixed = int(counts[1] + counts[3])
         kept = np.zeros(fixed + m, np.bool_)
-        kept[outputs[:, 0]] = True
+        kept[results[:, 0]] = True
         last, row, free = (np.empty(fixed + m + 1, np.int64) for _ in range(3))
         final = np.empty((m, 5), np.uint16)
-        op, a, b, c = code[:, :m]
-        left, rows = self._ordering.allocate(
-            op, a, b, c, ARITIES, fixed, kept, last, row, free, final
-        )
-        inputs[:, 0] = np.arange(n_constants, fixed)
-        outputs[:, 0] = row[outputs[:, 0]]
-        return Region(
-            tuple(shape.tolist()), final[:left].copy(), constants[:n_constants].copy(), inputs,
-            outputs, rows,
-        )  # fmt: skip
+        left, rows = self._ordering.allocate(*code, ARITIES, fixed, kept, last, row, free, final)
+        return final[:left].copy(), row[results[:, 0]], rows
 
     def has(self, cells: Any, size: int) -> bool:
         """Whether the values of a run of cells (its first), or of an array of cells, are kept."""
@@ -408,17 +428,6 @@ class Plan:
             return True
         p, q = np.searchsorted(self.first, (low, high), side="right") - 1
         return bool(self.stored[p : q + 1].all())
-
-
-def fused(code: Ints, outputs: Ints, counts: Ints) -> Ints:
-    """Return a program as `tapegrad.regions.fusing` rewrites it; outputs and counts follow."""
-    count, n_out = int(counts[0]), int(counts[2])
-    lines = [[op, *values[: ARITIES[op]]] for op, *values in code[:, :count].T.tolist()]
-    found = Fusing(lines, outputs[:n_out, 0].tolist())
-    outputs[:n_out, 0] = found.results
-    counts[0] = len(found.code)
-    lines = [line + [0] * (4 - len(line)) for line in found.code]
-    return np.ascontiguousarray(np.array(lines, np.int64).reshape(-1, 4).T)
 
 
 # -- what a plan is made from ----------------------------------------------------------------------
