@@ -62,6 +62,13 @@ LIBRARIES = {
     name: Library(name, (*_COMMON, f"cpu/{name}.py"), {"run": 7}, {"block": 4})
     for name in ("regions", "regions32")
 }
+_PLANNER = ("cpu/planning.py", "cpu/records.py", "allocation.py", "adjoints.py", "opcodes.py")
+LIBRARIES["planning"] = Library(
+    "planning",
+    (*_COMMON, *_PLANNER),
+    {"partition": 5, "find_active": 3, "schedule": 3, "write": 7, "choose_sets": 2, "finish": 3},
+    {},
+)
 
 Kernels = dict[str, Any]
 """Kernels by name: functions, or the addresses of those that are called at them."""

@@ -48,6 +48,8 @@ class ControlFlowChanged(TapeGradError, RuntimeError):
         The decision that differs: ``what``, ``file``, ``line`` and the recorded ``outcome``.
     outcome : object
         What the replay answers instead.
+    sample : int or None
+        In a batch, the first sample that does.
     """
 
     def __init__(self, message: str, decision: object, outcome: object) -> None:
@@ -55,6 +57,7 @@ class ControlFlowChanged(TapeGradError, RuntimeError):
         self.decision = decision
         self.outcome = outcome
         self.number = -1  # of the decision in its program
+        self.sample: int | None = None
 
 
 class TapeFormatError(TapeGradError, ValueError):

@@ -65,7 +65,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-FAMILIES = ("scalar", "lanes", "regions", "regions32", "vector", "derive", "replay")
+FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
 _forced: list[str] = []
@@ -114,8 +114,6 @@ def load(family: str) -> None:
         try:
             if family in native.LIBRARIES:
                 native.load(family)
-                if family == "regions":
-                    importlib.import_module(".kernels.cpu.planning", __package__)
                 _loaded[family] = True
                 return
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)

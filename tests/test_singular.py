@@ -118,6 +118,35 @@ def test_many_directions(row, executor):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_one_direction(row):
+    """A function and its program have the same tangents, where these are numbers and where not."""
+    _, x, _ = case(row, 40)
+    f = functools.partial(of_rows, row=row, most=40)
+    program = tg.record(f, x)
+    for t in (np.ones(x.size), np.where(np.arange(x.size) % 3, 0.0, -2.0)):
+        want = program.jvp((x,), (t,))[1]
+        same(tg.jvp(f, (x,), (t,))[1], want)
+        value, push = tg.linearize(lambda x: {"a": [f(x), 1.0], "b": x}, x)
+        assert value["b"].shape == x.shape
+        found = push(t)
+        same(found["a"][0], want)
+        assert found["a"][1] == 0.0
+        same(found["b"], t)
+
+
+def test_one_direction_of_other_things():
+    assert tg.jvp(lambda x: x * np.sqrt(x), (0.0,), (1.0,)) == (0.0, 0.0)
+    x = np.zeros(3, np.float32)
+    tangent = tg.jvp(lambda x: x * np.sqrt(x), (x,), (np.ones(3),))[1]
+    assert tangent.dtype == np.float32
+    assert tangent.tolist() == [0.0] * 3
+    # A rule of the user's has no forward sweep: what there is stays as it is.
+    rule = tg.custom_vjp(lambda x: x * 1.0)
+    rule.defvjp(lambda x: (x, None), lambda _, g: (g,))
+    assert np.isnan(tg.jvp(lambda x: rule(x) * np.sqrt(x), (0.0,), (1.0,))[1])
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_scalar_code(row):
     _, x, want = case(row, 12)
     _, c, weights = points_of(row, 12)

@@ -17,6 +17,7 @@ from tapegrad.kernels.native import Library, by_library, link
 # Numba's rewrites of its intermediate code fuse array expressions, of which kernels have none;
 # without them kernels compile a little sooner.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_rewrites": True}
+_BORROWING = {**_OPTIONS, "_nrt": False}
 _warned = False
 
 
@@ -30,8 +31,18 @@ def kernel(function: Callable[..., Any], *parts: Callable[..., Any]) -> Any:
     Numba looks for a writable directory beside the module and then in the user's cache, and raises
     where it finds neither. The kernel is then compiled in every process, and the user told once.
     """
-    options = {**_OPTIONS, "_nrt": not parts}
-    function = _calling(function, parts, options)
+    return _cached(calling(function, *parts), _BORROWING) if parts else _cached(function, _OPTIONS)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile an entry of a library of `kernels/native.py`, which takes and returns integers.
+
+    It allocates nothing, either.
+    """
+    return _cached(function, _BORROWING)
+
+
+def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError as error:
@@ -41,11 +52,9 @@ def kernel(function: Callable[..., Any], *parts: Callable[..., Any]) -> Any:
         return njit(**options)(function)
 
 
-def _calling(function: Any, parts: tuple[Any, ...], options: dict[str, bool]) -> Any:
+def calling(function: Any, *parts: Callable[..., Any]) -> Any:
     """Return a copy of a plain function that calls compiled parts instead of plain ones."""
-    if not parts:
-        return function
-    compiled = {part.__name__: njit(inline="always", **options)(part) for part in parts}
+    compiled = {part.__name__: njit(inline="always", **_BORROWING)(part) for part in parts}
     copy = FunctionType(function.__code__, {**function.__globals__, **compiled}, function.__name__)
     return update_wrapper(copy, function)
 
@@ -68,12 +77,12 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile a function of a library of `kernels/native.py`, which is optimised as a whole."""
-    if not by_library():
-        return helper(function)
-    from .building import PartCompiler
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_BORROWING}
+    if by_library():
+        from .building import PartCompiler
 
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS, "_nrt": False}
-    return njit(pipeline_class=PartCompiler, **options)(function)
+        options["pipeline_class"] = PartCompiler
+    return njit(**options)(function)
 
 
 def alone(function: Callable[..., Any]) -> Any:

@@ -299,14 +299,9 @@ class Batch:
         """Return what is to be done for samples that decide otherwise than a program."""
         decisions: list[Decision] = way.program.decisions.all
         if self.ways is None:
-            first = int(indices.min())
-            error = ControlFlowChanged(
-                f"sample {first}: {decisions[number].changed(outcome)}{at_caller()}",
-                decisions[number],
-                outcome,
-            )
+            error = decisions[number].changed(outcome)
             error.number = number
-            raise error
+            raise at_sample(int(indices.min()), error)
         taken = [decision.outcome for decision in decisions[:number]] + [outcome]
         found = way.follow(taken[depth:])
         if found is not None:
@@ -337,9 +332,7 @@ class Batch:
                 try:
                     found = compute(self.root.program)
                 except ControlFlowChanged as error:
-                    raise ControlFlowChanged(
-                        f"sample {i}: {error}{at_caller()}", error.decision, error.outcome
-                    ) from None
+                    raise at_sample(i, error) from None
             parts, tree = trees.flatten(found)
             self._prepare(
                 tree, [np.shape(part) for part in parts], [_dtype_of(part) for part in parts]
@@ -420,6 +413,13 @@ class Batch:
                         f"are written; give another array{at_caller()}"
                     )
         return found
+
+
+def at_sample(i: int, error: ControlFlowChanged) -> ControlFlowChanged:
+    """Return the error of one sample as that of its batch."""
+    found = ControlFlowChanged(f"sample {i}: {error}{at_caller()}", error.decision, error.outcome)
+    found.number, found.sample = error.number, i
+    return found
 
 
 def _size(where: Any) -> int:
@@ -545,6 +545,8 @@ class Map:
     def _run(self, task: Task, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         in_axes, out = options.pop("in_axes", 0), options.pop("out", None)
         memory, shown = options.pop("memory", MEMORY), options.pop("progress", False)
+        if not isinstance(memory, (int, np.integer)) or memory < 0:
+            raise TypeError(f"memory is a number of bytes, not {memory!r}{at_caller()}")
         samples = Samples(args, options, in_axes)
         if self._root is not None:
             samples.expect(self._root.program)
@@ -553,7 +555,7 @@ class Map:
                 "map takes plain arrays; for batches inside of a derivative there is tg.vmap"
                 f"{at_caller()}"
             )
-        batch = Batch(samples, task, self._ways, self._root, out, memory)
+        batch = Batch(samples, task, self._ways, self._root, out, int(memory))
         found = batch.run(shown or wanted())
         self.paths = batch.paths
         return found

@@ -15,6 +15,9 @@ from ..storage import Tracked
 if TYPE_CHECKING:
     from ..programs.program import Program
 
+SHARE = "give in_axes=None for what all samples share"
+SHARE_NAMED = "what all samples share is given by position, with None in in_axes"
+
 Axes = Any  # None, an integer, or a structure of these
 
 
@@ -33,24 +36,41 @@ class Samples:
         What a user calls them.
     """
 
-    __slots__ = ("count", "kinds", "mapped", "n", "names", "parts", "tree")
+    __slots__ = ("count", "in_list", "kinds", "mapped", "n", "names", "parts", "tree")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Axes) -> None:
         found, self.tree = trees.flatten((args, kwargs), trees.is_numeric_list)
         self.count = len(args)
+        self.in_list = in_lists(self.tree)
         self.names = [argument_name(path) for path in trees.paths(self.tree)]
         axes = axes_of_arguments(in_axes, self.tree)
         self.parts: list[Any] = []
         self.mapped: list[bool] = []
-        for part, axis, name in zip(found, axes, self.names, strict=True):
+        positional = self.tree.children[0].n_leaves
+        for i, (part, axis, name) in enumerate(zip(found, axes, self.names, strict=True)):
             axis = None if axis is None or _is_single(part) else axis
             self.mapped.append(axis is not None)
-            self.parts.append(part if axis is None else _leading(part, axis, name))
+            hint = SHARE if i < positional else SHARE_NAMED
+            self.parts.append(part if axis is None else _leading(part, axis, name, hint))
         self.n = self._common_length()
         self.kinds: list[Any] = [None] * len(self.parts)
 
     def expect(self, program: Program) -> None:
-        """Hand out the kinds of numbers that a program was recorded for: floats for integers."""
+        """Hand out the kinds of numbers that a program was recorded for: floats for integers.
+
+        Raises
+        ------
+        ValueError
+            If a list of arrays stands where the program has a list of numbers, which is one array.
+        """
+        own = program._tree.children[0].children
+        for i, (mine, its) in enumerate(zip(self.tree.children[0].children, own, strict=False)):
+            if its.is_leaf and mine.kind is list:
+                raise ValueError(
+                    f"argument {i} is a list of arrays, but the program was recorded with a list "
+                    "of numbers, which is one array: give one with a row for each sample, as by "
+                    f"np.stack(x, axis=1){at_caller()}"
+                )
         if len(self.parts) < len(program.inputs):
             return  # they do not fit, which the program is going to say
         named = self.tree.children[1].n_leaves
@@ -94,8 +114,10 @@ class Samples:
     def sample(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one sample."""
         parts = [
-            _one(part, i, kind) if mapped else part
-            for part, mapped, kind in zip(self.parts, self.mapped, self.kinds, strict=True)
+            _one(part, i, kind, apart) if mapped else part
+            for part, mapped, kind, apart in zip(
+                self.parts, self.mapped, self.kinds, self.in_list, strict=True
+            )
         ]
         args, kwargs = trees.unflatten(self.tree, parts)
         return tuple(args), kwargs
@@ -114,8 +136,8 @@ class Samples:
         for name, other in others:
             if other != n:
                 raise ValueError(
-                    f"a ragged batch: {first} has {n} samples and {name} has {other}; give "
-                    f"in_axes=None for what all samples share{at_caller()}"
+                    f"a ragged batch: {first} has {n} samples and {name} has {other}; "
+                    f"{SHARE}{at_caller()}"
                 )
         if not n:
             raise ValueError(f"a batch of no samples: {first} has none{at_caller()}")
@@ -129,31 +151,42 @@ def _is_single(part: Any) -> bool:
     return not isinstance(part, float)
 
 
-def _leading(part: Any, axis: int, name: str) -> Any:
+def _leading(part: Any, axis: int, name: str, hint: str) -> Any:
     """Return an argument with its axis of samples in front, without a copy."""
     if isinstance(part, list):
         part = np.asarray(part, np.float64)
     if isinstance(part, np.ndarray) and part.dtype.kind not in "fiub":
-        hint = "; rows of different lengths make no batch" if part.dtype.kind == "O" else ""
-        raise TypeError(f"{name} is an array of dtype {part.dtype}{hint}{at_caller()}")
+        rows = "; rows of different lengths make no batch" if part.dtype.kind == "O" else ""
+        raise TypeError(f"{name} is an array of dtype {part.dtype}{rows}{at_caller()}")
     shape: tuple[int, ...] = getattr(part, "shape", ())
     ndim = len(shape)
     if not -ndim <= axis < ndim:
         what = "is a single number, without axes" if not ndim else f"has {ndim} axes"
         raise ValueError(
-            f"{name} {what}, but in_axes says that samples lie along axis {axis}; give "
-            f"in_axes=None for what all samples share{at_caller()}"
+            f"{name} {what}, but in_axes says that samples lie along axis {axis}; "
+            f"{hint}{at_caller()}"
         )
     return part if axis in (0, -ndim) else np.moveaxis(part, axis, 0)
 
 
-def _one(part: Any, i: int, kind: Any) -> Any:
+def in_lists(tree: trees.TreeDef) -> list[bool]:
+    """Return by leaf whether it is an item of a list."""
+    if tree.is_leaf:
+        return [False]
+    found: list[bool] = []
+    for child in tree.children:
+        found += [tree.kind is list] if child.is_leaf else in_lists(child)
+    return found
+
+
+def _one(part: Any, i: int, kind: Any, in_list: bool) -> Any:
     value = part[i]
     if kind is not None and value.dtype != kind:
         return value.astype(kind)
     if isinstance(value, (np.integer, np.bool_)):
         return value.item()  # part of the program: a plain number is one
-    return value
+    # A list of numbers would be one argument, an array, where the batch has several.
+    return np.asarray(value) if in_list and isinstance(value, np.floating) else value
 
 
 def is_axis(x: Any) -> bool:

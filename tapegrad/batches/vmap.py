@@ -63,7 +63,28 @@ class Vmap:
         found = None if samples.tracked else self._plain(samples)
         if found is None:
             found = self._tracked(samples)
-        return _moved(found, self._out_axes)
+        return moved(found, self._out_axes)
+
+    def to(self, where: Any, stream: Any = None) -> Any:
+        """Return the function of many samples on a device; see `Program.to`.
+
+        Returns
+        -------
+        DeviceVmap
+            It is called like this one; see `tapegrad.devices.functions.DeviceVmap`.
+
+        Raises
+        ------
+        DeviceUnavailable
+            If there is no such device; `vmap` still works on the CPU.
+        """
+        if where == "cpu":
+            return self
+        from ..devices.functions import DeviceVmap
+        from ..devices.programs import device_named
+
+        device = device_named(where, stream)
+        return DeviceVmap(self._ways, self._in_axes, self._out_axes, device)
 
     def _plain(self, samples: Samples) -> Any:
         """Return plain results; None where the function uses tracked values from elsewhere."""
@@ -240,7 +261,7 @@ def _joined(found: Sequence[Any], join: Callable[..., Any]) -> Any:
     return trees.unflatten(tree, [join(column) for column in zip(*parts, strict=True)])
 
 
-def _moved(found: Any, out_axes: Axes) -> Any:
+def moved(found: Any, out_axes: Axes) -> Any:
     """Put the axis of samples where it is wanted."""
     if out_axes == 0 and not isinstance(out_axes, bool):
         return found

@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .. import trees
 from ..batches.lanes import Lanes
-from ..batches.runs import Task
-from ..batches.samples import axes_of_arguments
+from ..batches.runs import Map, Task, at_sample
+from ..batches.samples import axes_of_arguments, in_lists
+from ..decisions import Decision
 from ..errors import ControlFlowChanged, at_caller
 from ..programs.ports import argument_name
 from ..programs.program import Program
@@ -33,10 +34,17 @@ WAITING = 256 << 20
 
 
 class DeviceMap:
-    """`DeviceProgram.map`: the program run over many samples on a device."""
+    """`DeviceProgram.map`: the program run over many samples on a device.
+
+    Attributes
+    ----------
+    paths : int
+        How many ways through the code the samples of the last batch took.
+    """
 
     def __init__(self, program: Program, device: Device) -> None:
         self._program, self._device = program, device
+        self.paths = 0
 
     def __call__(self, *args: Any, in_axes: Any = 0, **kwargs: Any) -> Any:
         """Return the values of many samples.
@@ -94,15 +102,24 @@ class DeviceMap:
         return self._run(Task(name, argnums), args, options, in_axes)
 
     def _run(self, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any) -> Any:
-        samples = _Samples(self._device, args, kwargs, in_axes)
-        lanes = task.lanes(self._program, samples.n)
+        samples = Samples(self._device, args, kwargs, in_axes)
+        program, here = self._programs(samples, task)
+        lanes = task.lanes(program, samples.n)
+        batch: _Batch | _OneByOne
         if lanes is None:
-            return _OneByOne(samples, self._program, task).run()
-        batch = _Batch(samples, self._program, task, lanes)
-        return trees.unflatten(lanes.tree, batch.run())
+            batch = _OneByOne(samples, program, here, task)
+        else:
+            batch = _Batch(samples, program, here, task, lanes)
+        found = batch.run()
+        self.paths = batch.paths
+        return found
+
+    def _programs(self, samples: Samples, task: Task) -> tuple[Program, Map]:
+        """Return the program for the device, and what runs samples of other ways on the CPU."""
+        return self._program, self._program.map
 
 
-class _Samples:
+class Samples:
     """The arguments of a batch, samples in front where they have any.
 
     Attributes
@@ -128,6 +145,7 @@ class _Samples:
             for x, axis in zip(found, axes, strict=True)
         ]
         self.given = found
+        self._in_list = in_lists(self.tree)
         self.parts = [
             self._leading(x, axis, name)
             for x, axis, name in zip(found, self.axes, self.names, strict=True)
@@ -185,18 +203,18 @@ class _Samples:
     def sample(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one sample."""
         leaves = []
-        for part, axis in zip(self.parts, self.axes, strict=True):
+        for part, axis, in_list in zip(self.parts, self.axes, self._in_list, strict=True):
             if axis is None:
                 leaves.append(part)
             elif isinstance(part, DeviceArray):
                 shape = part.shape[1:]
                 leaves.append(part.after(i * prod(shape), prod(shape)).reshape(*shape))
-            else:
-                leaves.append(part[i])
+            else:  # numbers in a list stay apart, as in `tapegrad.batches.samples`
+                leaves.append(np.asarray(part[i]) if in_list else part[i])
         args, kwargs = trees.unflatten(self.tree, leaves)
         return tuple(args), kwargs
 
-    def elsewhere(self, program: Program, task: Task, which: Any) -> Any:
+    def elsewhere(self, here: Map, task: Task, which: Any) -> Any:
         """Return the results of some samples from the CPU, which may record their way."""
         chosen = []
         for part, axis in zip(self.parts, self.axes, strict=True):
@@ -205,9 +223,16 @@ class _Samples:
         args, kwargs = trees.unflatten(self.tree, chosen)
         where, _ = trees.unflatten(self.tree, [None if axis is None else 0 for axis in self.axes])
         options = {**kwargs, "in_axes": tuple(where)}
-        if task.name == "value":
-            return program.map(*args, **options)
-        return getattr(program.map, task.name)(*args, argnums=task.argnums, **options)
+        try:
+            if task.name == "value":
+                return here(*args, **options)
+            return getattr(here, task.name)(*args, argnums=task.argnums, **options)
+        except ControlFlowChanged as error:
+            if error.sample is None:
+                raise
+            changed = cast(Decision, error.decision).changed(error.outcome)
+            changed.number = error.number
+            raise at_sample(int(which[error.sample]), changed) from None
 
 
 class _Batch:
@@ -219,9 +244,12 @@ class _Batch:
         What computes the task.
     """
 
-    def __init__(self, samples: _Samples, program: Program, task: Task, lanes: Lanes) -> None:
+    def __init__(
+        self, samples: Samples, program: Program, here: Map, task: Task, lanes: Lanes
+    ) -> None:
         self.samples, self.device = samples, samples.device
-        self.program, self.task, self.lanes = program, task, lanes
+        self.program, self.here, self.task, self.lanes = program, here, task, lanes
+        self.paths = 0
         self.axes, self.parts = samples.axes, samples.parts
         self._expect()
         self.on_device = any(isinstance(self.parts[i], DeviceArray) for i in lanes.numbers)
@@ -262,8 +290,8 @@ class _Batch:
 
     # -- running -----------------------------------------------------------------------------------
 
-    def run(self) -> list[Any]:
-        """Return the parts of the result."""
+    def run(self) -> Any:
+        """Return the results, samples along the first axis."""
         lanes, n, itemsize = self.lanes, self.n, self.real.itemsize
         agreement = np.ones(n, np.bool_)
         most = n if self.on_device else PART
@@ -281,7 +309,10 @@ class _Batch:
             if agrees is not None:
                 agreement = agrees.numpy() != 0.0
         else:
-            found = [np.empty((n, *shape), self.real) for shape in lanes.shapes]
+            found = [
+                np.empty((n, *shape), dtype)
+                for shape, dtype in zip(lanes.shapes, lanes.dtypes, strict=True)
+            ]
 
             def here(start: int, stop: int) -> None:
                 results = self._results(stop - start)
@@ -293,9 +324,10 @@ class _Batch:
                     agreement[start:stop] = agrees.numpy() != 0.0
 
             in_parts(n, here, most)
+        self.paths = int(agreement.any())
         if not agreement.all():
             self._elsewhere(found, np.flatnonzero(~agreement))
-        return found
+        return trees.unflatten(lanes.tree, found)
 
     def _results(self, m: int) -> list[DeviceArray]:
         """Return arrays for the results of some samples; those that are constant hold them."""
@@ -356,7 +388,8 @@ class _Batch:
 
         They are put in the places of what the device has computed for them.
         """
-        found = self.samples.elsewhere(self.program, self.task, which)
+        found = self.samples.elsewhere(self.here, self.task, which)
+        self.paths += self.here.paths
         for number, values in enumerate(trees.flatten_like(self.lanes.tree, found)):
             result = results[number]
             host = result.numpy() if isinstance(result, DeviceArray) else result
@@ -368,8 +401,9 @@ class _Batch:
 class _OneByOne:
     """A run, one sample after another: for programs that no region runs over samples."""
 
-    def __init__(self, samples: _Samples, program: Program, task: Task) -> None:
-        self.samples, self.program, self.task = samples, program, task
+    def __init__(self, samples: Samples, program: Program, here: Map, task: Task) -> None:
+        self.samples, self.program, self.here, self.task = samples, program, here, task
+        self.paths = 0
         self.device = samples.device
         self._targets: list[Any] = []
 
@@ -387,10 +421,12 @@ class _OneByOne:
             leaves, tree = trees.flatten(found)
             self._keep(i, leaves)
         if others:
-            found = self.samples.elsewhere(self.program, self.task, np.array(others))
+            found = self.samples.elsewhere(self.here, self.task, np.array(others))
             leaves, tree = trees.flatten(found)
             for place, i in enumerate(others):
                 self._keep(i, [np.asarray(leaf[place]) for leaf in leaves])
+            self.paths = self.here.paths
+        self.paths += int(len(others) < self.samples.n)
         return trees.unflatten(tree, self._targets)
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_WAYS = 64
 """Programs that a function keeps for one kind of arguments; beyond that it starts again."""
 
+Given = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+
 _SMALL = 64  # elements of a captured array that is compared at each call
 
 
@@ -122,6 +124,27 @@ class FunctionOfPrograms:
             tuple(primals), kwargs, lambda program: program.jvp(primals, tangents, **kwargs)
         )
 
+    def to(self, where: Any, stream: Any = None) -> Any:
+        """Return the function on a device; see `Program.to`.
+
+        Returns
+        -------
+        DeviceFunction
+            It has this function's methods, and its `map`; see
+            `tapegrad.devices.functions.DeviceFunction`.
+
+        Raises
+        ------
+        DeviceUnavailable
+            If there is no such device; the function still runs on the CPU.
+        """
+        if where == "cpu":
+            return self
+        from ..devices.functions import DeviceFunction
+        from ..devices.programs import device_named
+
+        return DeviceFunction(self, device_named(where, stream))
+
     @property
     def programs(self) -> list[Program]:
         """The programs kept, each once."""
@@ -136,14 +159,27 @@ class FunctionOfPrograms:
     # -- inside ----------------------------------------------------------------------------------
 
     def run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], use: Callable[[Program], Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        use: Callable[[Program], Any],
+        given: Given | None = None,
     ) -> Any:
-        """Return ``use(program)`` for the program that takes the way of these arguments."""
-        root = self.way(args, kwargs)
+        """Return ``use(program)`` for the program that takes the way of these arguments.
+
+        Parameters
+        ----------
+        args, kwargs
+            The arguments, or arrays like them: only their structure, shapes and dtypes are used.
+        use : callable
+        given : callable, optional
+            Returns the arguments to record with, if those are others.
+        """
+        root = self.way(args, kwargs, given)
         program: Program | None = root.latest  # arguments often take the way of those before
         while program is not None:
             if program is not root.program and self._captured_changed(program):
-                root = self._start(_kind(args, kwargs), self.record(args, kwargs))
+                root = self._start(_kind(args, kwargs), self._recorded(args, kwargs, given))
                 program = root.program
                 self.keep(root, program, 0)
             try:
@@ -156,7 +192,7 @@ class FunctionOfPrograms:
             else:
                 root.latest = program
                 return found
-        program = self.record(args, kwargs)
+        program = self._recorded(args, kwargs, given)
         if self.full:
             root = self._start(_kind(args, kwargs), program)
             self._kept = len(self.programs) - 1
@@ -164,14 +200,14 @@ class FunctionOfPrograms:
         root.latest = program
         return use(program)
 
-    def way(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+    def way(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Given | None = None) -> Way:
         """Return the root of the ways for arguments of this kind, with a program."""
         plain = None if kwargs else _plain_kind(args)
         root = None if plain is None else self._plain.get(plain)
         if root is None:
             root = self._ways.get(_kind(args, kwargs))
         if root is None or self._captured_changed(root.program):
-            root = self._start(_kind(args, kwargs), self.record(args, kwargs))
+            root = self._start(_kind(args, kwargs), self._recorded(args, kwargs, given))
             self.keep(root, root.program, 0)
         if plain is not None:
             self._plain[plain] = root
@@ -201,6 +237,11 @@ class FunctionOfPrograms:
         """Record the function once more."""
         self.recordings += 1
         return Program(self._f, args, kwargs)
+
+    def _recorded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Given | None
+    ) -> Program:
+        return self.record(args, kwargs) if given is None else self.record(*given())
 
     @property
     def full(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -279,6 +279,12 @@ class Recorded:
                 f"{len(args)}{at_caller()}"
             )
         if kwargs or not self._flat:
+            own = self._tree.children[1].keys
+            if set(kwargs) != set(own):
+                raise TypeError(
+                    f"the program was recorded with {_named(own)}, and got {_named(kwargs)}"
+                    f"{at_caller()}"
+                )
             return trees.flatten_like(self._tree, (args, kwargs), trees.is_numeric_list)
         return [gathered(arg) for arg in args]
 
@@ -574,3 +580,9 @@ class Recorded:
 def any_tracked(leaves: Sequence[Any]) -> bool:
     """Whether an argument is tracked."""
     return any([isinstance(leaf, Tracked) for leaf in leaves])
+
+
+def _named(keywords: Iterable[str]) -> str:
+    """Say which keyword arguments these are."""
+    names = sorted(keywords)
+    return f"the keyword arguments {', '.join(names)}" if names else "no keyword arguments"

@@ -9,13 +9,17 @@ not on any value, so plans are kept and serve every recording of the same struct
 
 from __future__ import annotations
 
+import threading
+from array import array
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import adjoints
+from ..kernels import adjoints, native
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
@@ -65,6 +69,89 @@ _LINEAR = np.array(
 )
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def address(array: Any) -> int:
+    """Return where an array lies in memory."""
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+class Record:
+    """Arrays and integers as kernels of the planner take them; see `kernels/cpu/records.py`.
+
+    Attributes
+    ----------
+    words : array of int
+        For each array its address and its length, for each integer itself.
+    address : int
+        Where they lie.
+    """
+
+    __slots__ = ("_fields", "address", "words")
+
+    def __init__(self, *fields: Any) -> None:
+        self._fields = fields  # which have to live as long
+        self.words = array("q")
+        for field in fields:
+            if isinstance(field, int):
+                self.words.append(field)
+            else:
+                self.words.extend((address(field), field.size))
+        self.address = self.words.buffer_info()[0]
+
+
+class _Room(threading.local):
+    """Where a thread's programs are written, used again: fresh memory costs as much as planning."""
+
+    def __init__(self) -> None:
+        self.count = self.instructions = self.left = 0
+        self.counts = np.zeros(4, np.int64)
+        self.fixed = (np.empty(len(_NUMBERS) + 1), self.counts)  # constants
+        self.slots = np.zeros(64, np.int64)
+
+    def program(self, count: int, n: int, shape: int, axes: int) -> Record:
+        """Return room for the program of a region of `count` instructions of a tape's `n`.
+
+        `shape` is the address of its extents.
+        """
+        if count > self.count or n > self.instructions:
+            self._grow(max(count, self.count), max(n, self.instructions))
+        windows = 4 * count + 2
+        size = 1 << (windows + windows // 2).bit_length()
+        self.table[:size] = 0
+        self.record.words[17] = size
+        self.record.words[28] = shape
+        self.record.words[30] = axes
+        return self.record
+
+    def _grow(self, count: int, n: int) -> None:
+        self.count, self.instructions = count, n
+        lines, windows = count * _LINES, 4 * count + 2
+        self.code = np.empty((4, lines), np.int64)
+        self.inputs, self.outputs = np.empty((2, windows, _WINDOW + _AXES), np.int64)
+        self.table = np.empty(1 << (windows + windows // 2).bit_length(), np.int64)
+        value, operands = np.empty(n, np.int64), np.empty((count, 3), np.int64)
+        adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
+        self.record = Record(
+            *self.code, self.inputs, self.outputs, *self.fixed, self.table, value, operands,
+            *adjoints, self.slots, self.slots, 0,
+        )  # fmt: skip
+        values = lines + windows + len(self.fixed[0])
+        self.final = np.empty((lines, 5), np.uint16)
+        self.rows = Record(np.empty(values, np.uint8), *np.empty((3, values), np.int64), self.final)
+
+
+@cache
+def _planner() -> dict[str, Callable[..., int]]:
+    """Load the planner's kernels."""
+    found: dict[str, Callable[..., int]] = native.load("planning")
+    return found
+
+
+@cache
+def _rows() -> Record:
+    return Record(_KINDS, ARITIES, _EXTREMAL, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS, ADD)
 
 
 class Step:
@@ -132,47 +219,39 @@ class Plan:
     """
 
     def __init__(self, tape: Tape, start: int, mode: str, seeds: tuple[Any, ...], active: Any):
-        from ..kernels.cpu import ordering, planning  # numba comes with them
-
-        self._planning, self._ordering = planning, ordering
         arena = tape.arena
         n, cell = tape.n - start, tape.done_cell if start else 0
-        host_at, h = host_table(tape)
-        self._columns = (arena.op.array, arena.a.array, arena.b.array)
-        self._tables = (tape.d.array(), tape.x.array())
-        self._hosts = (host_at, h, start, n)
-        self.first = np.empty(n + 1, np.int64)
-        self._region = np.empty(n, np.int64)
-        outside = np.empty(n, np.uint8)
-        self._link = np.empty((n, 3), np.int64)
-        regions = int(np.count_nonzero(arena.op.array[start : tape.n] == 1)) + len(tape.hosts) + 2
-        r_first, r_last, r_axes = (np.empty(regions, np.int64) for _ in range(3))
-        r_shape = np.empty((regions, _AXES + 2), np.int64)
-        op, a, b = self._columns
-        self.count = planning.partition(
-            op, a, b, *self._tables, _KINDS, ARITIES, host_at, h, start, n, cell, LIMIT,
-            self.first, self._region, outside, self._link, r_first, r_last, r_axes, r_shape,
-        )  # fmt: skip
+        op, a, b = self._columns = arena.op.array, arena.a.array, arena.b.array
+        self._hosts = host_table(tape)
         self.n, self.start = n, start
-        self._room = 0
+        self.first = np.empty(n + 1, np.int64)
+        self._region, self._ties = np.empty((2, n), np.int64)
+        self._outside, self._active, self._entered, self._cleared = np.zeros((4, n), np.uint8)
+        self._own = np.full(len(tape.imports), -1, np.int64)
+        self._in_arena = np.zeros(len(tape.imports), np.uint8)
+        self._ties[:] = -1
+        self._tape = Record(
+            op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, self._region,
+            self._outside, *np.empty((3, 3 * n), np.int64), self._active, self._entered,
+            self._ties, self._own, self._in_arena, start, n,
+        )  # fmt: skip
+        regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
+        self._ends = np.empty((3, regions), np.int64)
+        self._shapes = np.empty((regions, _AXES + 2), np.int64)
+        self._extents = Record(*self._ends, self._shapes)
+        self.count = _planner()["partition"](
+            self._tape.address, _rows().address, self._extents.address, cell, LIMIT
+        )
         self.fused = -1
         self.compiled = False
         self.steps: list[Step] = []
         if self.count < 0:
             return
-        self._extents = r_first, r_last, r_axes, r_shape
         self.own: list[int] = []
         self.in_arena: list[int] = []
-        self._own = np.full(len(tape.imports), -1, np.int64)
-        self._in_arena = np.zeros(len(tape.imports), np.uint8)
         self._sizes: list[int] = []
-        self._find_imports(outside)
+        self._find_imports()
         self._list_steps()
-        self._outside = outside
-        self._active = np.zeros(n, np.uint8)
-        self._entered = np.zeros(n, np.uint8)
-        self._cleared = np.zeros(n, np.uint8)
-        self._ties = np.full(n, -1, np.int64)
         self.ties = 0
         self.stored = np.ones(n, np.bool_)
         if mode in ("gradient", "adjoints"):
@@ -202,18 +281,16 @@ class Plan:
     def _forget(self) -> None:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
-        del self._columns, self._tables, self._hosts, self._extents, self._planning, self._ordering
-        del self._outside, self._active, self._entered, self._cleared
-        del self._region, self._own, self._in_arena, self._link, self._ties
-        self._make_room(0)
+        del self._columns, self._hosts, self._tape, self._ends, self._shapes, self._extents
+        del self._region, self._ties, self._outside, self._active, self._entered, self._cleared
+        del self._own, self._in_arena
 
-    def _find_imports(self, outside: Any) -> None:
+    def _find_imports(self) -> None:
         op, a, _ = self._columns
-        _, _, start, n = self._hosts
-        for i in np.flatnonzero(op[start : start + n] == INPUT).tolist():
+        for i in np.flatnonzero(op[self.start : self.start + self.n] == INPUT).tolist():
             size = int(self.first[i + 1] - self.first[i])
-            number = int(a[start + i])
-            self._in_arena[number] = outside[i] & _BY_OTHERS
+            number = int(a[self.start + i])
+            self._in_arena[number] = self._outside[i] & _BY_OTHERS
             if size >= OWN:
                 self._own[number] = len(self.own)
                 self.own.append(number)
@@ -221,11 +298,9 @@ class Plan:
         self.touched = [False] * len(self.own)
 
     def _list_steps(self) -> None:
-        _, _, start, n = self._hosts
-        table = np.empty((n + 1, 3), np.int64)
-        count = self._ordering.schedule(
-            self._columns[0], start, n, self._region, self._extents[1], table
-        )
+        table, start = np.empty((self.n + 1, 3), np.int64), self.start
+        steps = Record(table)
+        count = _planner()["schedule"](self._tape.address, self._extents.address, steps.address)
         for kind, low, high in table[:count].tolist():
             begin, end = int(self.first[low]), int(self.first[high])
             self.steps.append(Step(kind, start + low, start + high, begin, end))
@@ -247,15 +322,11 @@ class Plan:
                 step.forward = self._write(step.kind, _STORE_OUTSIDE | _STORE_SUMS)
 
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, sums: bool) -> None:
-        host_at, h, start, n = self._hosts
-        op, a, b = self._columns
         seeded = self._chosen(seeds)
-        self._planning.find_active(
-            op, a, b, *self._tables, _KINDS, ARITIES, _RECEIVED, host_at, h, start, n,
-            self.first, self._region, self._link, active, seeded, self._active,
-        )  # fmt: skip
-        kinds = op[start : start + n]
-        self._entered = ((seeded | self._outside | (kinds == HOST)) != 0).astype(np.uint8)
+        marks = Record(active, seeded.copy())
+        _planner()["find_active"](self._tape.address, _rows().address, marks.address)
+        kinds = self._columns[0][self.start : self.start + self.n]
+        self._entered[:] = (seeded | self._outside | (kinds == HOST)) != 0
         # What does not flow on may arrive all the same, but from regions, which know better.
         arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
         self._cleared = (self._entered & self._active) | arrives
@@ -286,10 +357,10 @@ class Plan:
 
     def _find_extremes(self) -> set[int]:
         """Give extremes that adjoints flow through places for their ties; return their regions."""
-        host_at, h, start, n = self._hosts
-        op, a, _ = self._columns
+        (op, a, _), (host_at, h), start = self._columns, self._hosts, self.start
         tied = set()
-        for i in np.flatnonzero((op[start : start + n] == HOST) & (self._active != 0)).tolist():
+        hosts = op[start : start + self.n] == HOST
+        for i in np.flatnonzero(hosts & (self._active != 0)).tolist():
             at = int(host_at[a[start + i]])
             if at >= 0 and h[at] != SET:
                 self._ties[i] = self.ties
@@ -315,56 +386,30 @@ class Plan:
         self, r: int, mode: int, step: Step | None = None, touched: Any = None
     ) -> Region | None:
         """Return a region's program for a mode, or None where it would carry nothing out."""
-        host_at, h, i0, n = self._hosts
-        r_first, r_last, r_axes, r_shape = self._extents
-        start, stop, axes = int(r_first[r]), int(r_last[r]) + 1, int(r_axes[r])
-        shape = r_shape[r]
-        count = stop - start
-        if count > self._room:
-            self._make_room(2 * count)
-        self._table[:] = 0
-        counts = np.zeros(4, np.int64)
-        op, a, b = self._columns
-        self._planning.write(
-            op, a, b, *self._tables, ARITIES, host_at, h, i0, n, self.first, self._region,
-            self._outside, self._link, r, start, stop, shape, axes, mode, self._active,
-            self._entered, self._own, self._in_arena, self._ties, ADD, _EXTREMAL, _STARTS,
-            _PROGRAMS, _RECEIVED, _NUMBERS, *self._work, counts,
-        )  # fmt: skip
-        n_out = int(counts[2])
-        if n_out == 0:
+        start, last, axes = self._ends[:, r].tolist()
+        shape = self._shapes[r]
+        to = _room.program(last + 1 - start, self.n, address(shape), axes)
+        _planner()["write"](
+            self._tape.address, _rows().address, to.address, r, start, last + 1, mode
+        )
+        if not _room.counts[2]:
             return None
-        code, inputs, outputs, constants = self._programs
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
-            self._ordering.choose_sets(
-                outputs, n_out, shape, axes, np.array(self._sizes, np.int64), touched, blank
-            )
+            imports = Record(np.array(self._sizes, np.int64), touched, blank)
+            _planner()["choose_sets"](to.address, imports.address)
             step.blanks = [
                 (own, low, high)
                 for own, row in enumerate(blank.tolist())
                 for low, high in (row[:2], row[2:])
                 if high > low
             ]
-        return self._region_of(shape[:axes], code, inputs, outputs, constants, counts)
-
-    def _make_room(self, count: int) -> None:
-        """Make arrays for the program of a region of that many instructions."""
-        lines, windows = count * _LINES, 4 * count + 2
-        code = np.empty((4, lines), np.int64)
-        inputs, outputs = (np.empty((windows, _WINDOW + _AXES), np.int64) for _ in range(2))
-        constants = np.empty(len(_NUMBERS) + 1)
-        self._room = count
-        self._table = np.empty(1 << (2 * windows).bit_length(), np.int64)
-        self._programs = code, inputs, outputs, constants
-        self._work = (
-            *(np.empty(self.n, np.int64), np.empty((count, 3), np.int64), code, inputs, outputs),
-            *(self._table, constants, np.empty(lines, np.int64), np.empty(windows, np.int64)),
-        )
+        return _region(tuple(shape[:axes].tolist()), to)
 
     def _used(self, r: int) -> list[tuple[int, int]]:
         """Return the stretches of adjoints that a region uses up, neighbours together."""
-        start, stop = int(self._extents[0][r]), int(self._extents[1][r]) + 1
+        start, last, _ = self._ends[:, r].tolist()
+        stop = last + 1
         chosen = (self._region[start:stop] == r) & (self._cleared[start:stop] != 0)
         found: list[tuple[int, int]] = []
         for i in (start + np.flatnonzero(chosen)).tolist():
@@ -373,50 +418,6 @@ class Plan:
                 low = found.pop()[0]
             found.append((low, high))
         return found
-
-    def _region_of(
-        self, shape: Ints, code: Ints, inputs: Ints, outputs: Ints, constants: Any, counts: Ints
-    ) -> Region:
-        n_in, n_out = int(counts[1]), int(counts[2])
-        columns = _WINDOW + len(shape)
-        inputs, outputs = inputs[:n_in, :columns].copy(), outputs[:n_out, :columns].copy()
-        m, results, tried = int(counts[0]), outputs[:, 0].copy(), None
-        if prod(shape.tolist()) >= FUSED:
-            lines = [[op, *values[: ARITIES[op]]] for op, *values in code[:, :m].T.tolist()]
-            # What a sweep does with zeros is nobody's business; values may be used anywhere.
-            bits = outputs[outputs[:, 1] == VALUES, 0].tolist()
-            which = can_be_plain(lines, bits)
-            if any(which):
-                tried = Fusing(made_plain(lines, which), results.tolist())
-            careful = Fusing(lines, results.tolist())
-            code, results = careful.table().T, np.array(careful.results)
-            m = len(careful.code)
-        final, outputs[:, 0], rows = self._allocate(code[:, :m], results, counts)
-        n_constants = int(counts[3])
-        fixed = n_constants + n_in
-        inputs[:, 0] = np.arange(n_constants, fixed)
-        plain = None
-        if tried is not None:
-            plain, found, _ = self._allocate(tried.table().T, np.array(tried.results), counts)
-            plain = matched(plain, found.tolist(), outputs[:, 0].tolist(), fixed)
-        return Region(
-            tuple(shape.tolist()), final, constants[:n_constants].copy(), inputs, outputs, rows,
-            plain=plain,
-        )  # fmt: skip
-
-    def _allocate(self, code: Ints, results: Ints, counts: Ints) -> tuple[Codes, Ints, int]:
-        """Return a program on rows, the rows of its results, and how many there are."""
-        code, results = np.ascontiguousarray(code), results.reshape(-1, 1).copy()
-        m = code.shape[1]
-        counts[0] = m
-        self._ordering.renumber(code, results, counts)
-        fixed = int(counts[1] + counts[3])
-        kept = np.zeros(fixed + m, np.bool_)
-        kept[results[:, 0]] = True
-        last, row, free = (np.empty(fixed + m + 1, np.int64) for _ in range(3))
-        final = np.empty((m, 5), np.uint16)
-        left, rows = self._ordering.allocate(*code, ARITIES, fixed, kept, last, row, free, final)
-        return final[:left].copy(), row[results[:, 0]], rows
 
     def has(self, cells: Any, size: int) -> bool:
         """Whether the values of a run of cells (its first), or of an array of cells, are kept."""
@@ -428,6 +429,40 @@ class Plan:
             return True
         p, q = np.searchsorted(self.first, (low, high), side="right") - 1
         return bool(self.stored[p : q + 1].all())
+
+
+def _region(shape: tuple[int, ...], to: Record) -> Region:
+    """Return the region of the program that has been written."""
+    room, counts = _room, _room.counts
+    m, n_in, n_out, n_constants = counts.tolist()
+    outputs = room.outputs[:n_out, : _WINDOW + len(shape)]
+    tried = fused = None
+    if prod(shape) >= FUSED:
+        lines = [[op, *values[: ARITIES[op]]] for op, *values in room.code[:, :m].T.tolist()]
+        results = outputs[:, 0].tolist()
+        fused = Fusing(lines, results)
+        # Zeros of values may be used for anything, those of adjoints only as such.
+        which = can_be_plain(lines, outputs[outputs[:, 1] == VALUES, 0].tolist())
+        if any(which):
+            tried = _finish(to, outputs, Fusing(made_plain(lines, which), results))
+    final, rows, count = _finish(to, outputs, fused)
+    plain = tried and matched(tried[0], tried[1], rows, n_constants + n_in)
+    return Region(
+        shape, final, room.fixed[0][:n_constants].copy(),
+        room.inputs[:n_in, : _WINDOW + len(shape)].copy(), outputs.copy(), count, plain=plain,
+    )  # fmt: skip
+
+
+def _finish(to: Record, outputs: Ints, fused: Fusing | None) -> tuple[Codes, list[int], int]:
+    """Return a program on rows, the rows of its results, and how many rows there are."""
+    room = _room
+    if fused is not None:
+        code = fused.table().T
+        room.counts[0] = code.shape[1]
+        room.code[:, : code.shape[1]] = code
+        outputs[:, 0] = fused.results
+    count = _planner()["finish"](to.address, _rows().address, room.rows.address)
+    return room.final[: room.counts[0]].copy(), outputs[:, 0].tolist(), count
 
 
 # -- what a plan is made from ----------------------------------------------------------------------
@@ -491,6 +526,7 @@ def _reach(call: Any) -> list[int]:
     return [len(pairs) // 2, *pairs]
 
 
+_room = _Room()
 _plans: OrderedDict[Any, Plan] = OrderedDict()
 
 

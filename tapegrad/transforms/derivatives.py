@@ -163,8 +163,12 @@ def vjp(f: Function, *args: Any, has_aux: bool = False) -> Any:
     return _vjp(f, args, has_aux)
 
 
-def _vjp(f: Function, args: tuple[Any, ...], has_aux: bool = False, again: bool = False) -> Any:
-    call = Call(f, args, {}, tuple(range(len(args))), has_aux, again)
+def _vjp(f: Function, args: tuple[Any, ...], has_aux: bool = False) -> Any:
+    return _pulled(Call(f, args, {}, tuple(range(len(args))), has_aux), has_aux)
+
+
+def _pulled(call: Call, has_aux: bool) -> Any:
+    """Return what `vjp` does, for a call that was recorded."""
     call.output = _numeric_list_as_array(call.output, call)
     outputs, tree = trees.flatten(call.output)
     wrong = [output for output in outputs if not is_real(output)]

@@ -15,8 +15,8 @@ from .. import recording, trees
 from ..arrays.array import Array
 from ..errors import at_caller
 from ..storage import Tracked
-from . import derivatives
-from .call import Function, float_for_no_axes, positions_of
+from . import derivatives, directions
+from .call import Call, Function, cotangent_like, float_for_no_axes, positions_of
 
 
 def hessian(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
@@ -171,7 +171,9 @@ def linearize(f: Function, *primals: Any, has_aux: bool = False) -> Any:
     Notes
     -----
     The backward sweep is linear in its cotangent; what it records is differentiated with respect to
-    that, which transposes it.
+    that, which transposes it.  Where that gives no finite number, what was recorded is swept
+    forward, if every operation has a forward rule and no other derivative encloses this one: so
+    nothing is carried on by a partial that is zero, be the tangent infinite.
 
     Examples
     --------
@@ -182,7 +184,9 @@ def linearize(f: Function, *primals: Any, has_aux: bool = False) -> Any:
     >>> push(np.array([1.0, 0.0])), push(np.array([0.0, 10.0]))
     (array([2., 0.]), array([ 0., 40.]))
     """
-    value, pull, *aux = derivatives._vjp(f, primals, has_aux, again=True)
+    call = Call(f, primals, {}, tuple(range(len(primals))), has_aux, again=True)
+    alone = call.stretch is None  # no other derivative encloses it
+    value, pull, *aux = derivatives._pulled(call, has_aux)
     _, push = derivatives._vjp(pull, (trees.map(_zero, value),))
 
     def tangent(*tangents: Any) -> Any:
@@ -191,9 +195,41 @@ def linearize(f: Function, *primals: Any, has_aux: bool = False) -> Any:
                 f"{len(tangents)} tangents for {len(primals)} arguments: give one for each"
                 f"{at_caller()}"
             )
-        return push(tangents)[0]
+        found = push(tangents)[0]
+        if alone and not _is_finite(found):
+            return _carried(call, tangents, found)
+        return found
 
     return (value, tangent, *aux)
+
+
+def _is_finite(found: Any) -> bool:
+    """Whether plain tangents are finite; tracked ones are not looked at."""
+    parts, _ = trees.flatten(found)
+    return all(isinstance(part, Tracked) or np.isfinite(part).all() for part in parts)
+
+
+def _carried(call: Call, tangents: tuple[Any, ...], found: Any) -> Any:
+    """Return the tangents of a call's outputs by forward sweeps; `found` where there is no rule."""
+    seeds = {}
+    for argument, given in zip(call.arguments, tangents, strict=True):
+        parts = trees.flatten_like(argument.tree, given, trees.is_numeric_list)
+        for leaf, part in zip(argument.leaves, parts, strict=True):
+            seeds[id(leaf)] = np.reshape(part, (leaf.value.size, 1)).astype(np.float64)
+    outputs, tree = trees.flatten(call.output)
+    known, _ = trees.flatten(found)
+    for i, (output, like) in enumerate(zip(outputs, known, strict=True)):
+        tape, cells = call.locate(output) if isinstance(output, Tracked) else (None, 0)
+        if tape is None or np.isfinite(like).all():
+            continue
+        if not directions.carries_tangents(tape, call.recording):
+            return found
+        size = int(np.size(like))
+        if isinstance(cells, (int, np.integer)):
+            cells = np.arange(cells, cells + size)
+        carried = directions.tangents(tape, cells, seeds, recording=call.recording)
+        known[i] = cotangent_like(carried[:, 0], np.asarray(like))
+    return trees.unflatten(tree, known)
 
 
 def _zero(x: Any) -> Any:

@@ -81,6 +81,19 @@ def test_leaves_from_elsewhere():
     close(w.grad, tg.grad(lambda w: sum(model(w, x) for x in X))(W))
 
 
+def test_numbers_in_lists_stay_apart():
+    a, b = RNG.normal(size=5), RNG.normal(size=5)
+    product = lambda pair, c: pair[0] * pair[1] + c["d"][0]  # noqa: E731
+    np.testing.assert_allclose(tg.vmap(product)([a, b], {"d": [b]}), a * b + b)
+    np.testing.assert_allclose(
+        tg.vmap(product, in_axes=([None, 0], None))([2.0, b], {"d": [3.0]}), 2.0 * b + 3.0
+    )
+    (by_a, by_b) = tg.vmap(tg.grad(product))([a, b], {"d": [b]})
+    np.testing.assert_allclose((by_a, by_b), (b, a))
+    total = lambda a: np.sum(tg.vmap(product)([a, b], {"d": [b]}))  # noqa: E731
+    np.testing.assert_allclose(tg.grad(total)(a), b)
+
+
 def test_nested():
     f = tg.vmap(tg.vmap(tg.grad(kinked)))
     close(f(X), np.where(X > 0.0, 2.0 * X, np.cos(X)))
