@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 REFERENCE_WORK = 600_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
-REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
+REGION_CELLS = 1 << 12  # a tape of fewer cells is swept, once, before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
 
 Kernel = Callable[..., Any]
@@ -305,7 +305,7 @@ def _forward_one_by_one(tape: Tape) -> None:
 def _pays(tape: Tape, start: int) -> bool:
     """Whether the instructions from `start` on are worth a plan, and its kernels are there."""
     cells = tape.flushed_cell - (tape.done_cell if start else 0)
-    if cells < REGION_CELLS or not len(tape.d):
+    if (cells < REGION_CELLS and tape.replays is None) or not len(tape.d):
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False
@@ -346,16 +346,21 @@ def forward_scalars(tape: Tape, step: Step) -> None:
     """Compute the scalar instructions of a step, from and in the tape's own arena."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
-    position, cell, k = step.start, step.cell, tape.k.array()
+    position, cell, k, loops = step.start, step.cell, tape.k.array(), _loops(tape)
     while position < step.stop:
+        if loops and (loop := loops.starting_at(position)) and loop.stop <= step.stop:
+            loop.forward(k, v)
+            position, cell = loop.stop, cell + loop.size
+            continue
         run = kernels("scalar", step.stop - position)
         stop = min(step.stop, position + run.slice)
+        stop = loops.next_start(position, stop) if loops else stop
         position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
 
 
 def reverse_scalars(tape: Tape, g: Floats, step: Step) -> None:
     """Sweep the scalar instructions of a step backward, with adjoints by cell in `g`."""
-    _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+    _reverse_one_by_one(tape, g, step.stop, step.end, step.start, loops=_loops(tape))
 
 
 def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:

@@ -232,7 +232,7 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     if lowered.size == 0:
         return
     if lowered.straight:
-        _run(run, lowered.straight, region, lowered, addresses)
+        _run(run, blocks, region, lowered, addresses)
         return
     start = perf_counter()
     _run(run, blocks, region, lowered, addresses)
@@ -254,7 +254,7 @@ def specialise(region: Region) -> None:
     """Compile a region, if that is to be done."""
     lowered = region.lowered or lower(region)
     if not lowered.straight and straight.cost(region) < math.inf:
-        lowered.straight = straight.compile_region(region, lowered.uniform)
+        lowered.use(straight.compile_region(region, lowered.uniform))
 
 
 def room_for(region: Region) -> int:
@@ -293,9 +293,7 @@ def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[]
         return functools.partial(run_addresses, region, addresses), None
     table = _table(region, lowered, addresses, at + lowered.scratch)
     place = table.buffer_info()[0]
-    call = functools.partial(
-        direct(run), lowered.address, place, 0, lowered.chunks, 1, at, lowered.straight or blocks
-    )
+    call = functools.partial(direct(run), lowered.address, place, 0, lowered.chunks, 1, at, blocks)
     return call, (region, table)
 
 
