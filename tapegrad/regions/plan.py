@@ -567,4 +567,4 @@ def plan_of(
     return found
 
 
-assert FIRST_ROW == 5  # kernels/cpu/planning.py has the structural opcodes written out
+assert FIRST_ROW == 5  # kernels/cpu/planned.py has the structural opcodes written out
