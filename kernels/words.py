@@ -14,6 +14,9 @@ HEADER = (
     "CHUNKS",
     "CODE",  # address
     "INSTRUCTIONS",
+    "OWN",  # address of a function that has this code compiled, or 0
+    "CAREFUL",  # address of code that is run where a nan came out, or 0
+    "CAREFUL_INSTRUCTIONS",
     "ROWS",
     "CONSTANTS",
     "VALUES",  # address of the constants

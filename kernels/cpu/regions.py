@@ -292,13 +292,16 @@ CHUNK = 2
 CHUNKS = 3
 CODE = 4
 INSTRUCTIONS = 5
-ROWS = 6
-CONSTANTS = 7
-VALUES = 8
-INPUTS = 9
-OUTPUTS = 10
-AXES = 11
-SHAPE = 12
+OWN = 6
+CAREFUL = 7
+CAREFUL_INSTRUCTIONS = 8
+ROWS = 9
+CONSTANTS = 10
+VALUES = 11
+INPUTS = 12
+OUTPUTS = 13
+AXES = 14
+SHAPE = 15
 KIND = 0
 ROW = 1
 BUFFER = 2
@@ -332,7 +335,7 @@ PRIVATE = 3
 LATER = 4
 LEAD = 5
 FOLLOW = 6
-HEADER_BYTES = 104
+HEADER_BYTES = 128
 WINDOW_BYTES = 144
 LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
@@ -2126,6 +2129,23 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
 
 
 @helper
+def any_nan(d, lanes, rows):
+    """Whether the rows of out-windows of a block hold a nan."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        row = word(rows, word(w, ROW))
+        value = load(row)
+        found = value != value
+        for m in range(VECTOR, (lanes + WIDTH - 1) // WIDTH * VECTOR, VECTOR):
+            value = load(row + m)
+            found = found | (value != value)
+        if simd.any_lane(found):
+            return True
+        w += WINDOW_BYTES
+    return False
+
+
+@helper
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -2191,7 +2211,10 @@ def chunk(d, buffers, c, scratch, blocks):
         lanes = min(word(d, BLOCK), stop - lane)
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
-        call_native(blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        own = word(d, OWN)
+        call_native(own if own else blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        if word(d, CAREFUL) and any_nan(d, lanes, scratch):
+            call_native(blocks, word(d, CAREFUL), word(d, CAREFUL_INSTRUCTIONS), scratch, lanes)
         carry_out(d, buffers, c, lane, lanes, stop, scratch)
         lane += lanes
 
@@ -2266,7 +2289,7 @@ def run(d, buffers, first, stop, whole, scratch, blocks):
     scratch : int
         Address of room for the rows of a block.
     blocks : int
-        Address of `block`, compiled.
+        Address of `block`, compiled; for regions without a function of their own.
     """
     if whole & 3:
         prepare(d, buffers)

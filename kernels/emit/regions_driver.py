@@ -338,6 +338,23 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
 
 
 @helper
+def any_nan(d, lanes, rows):
+    """Whether the rows of out-windows of a block hold a nan."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        row = word(rows, word(w, ROW))
+        value = load(row)
+        found = value != value
+        for m in range(VECTOR, (lanes + WIDTH - 1) // WIDTH * VECTOR, VECTOR):
+            value = load(row + m)
+            found = found | (value != value)
+        if simd.any_lane(found):
+            return True
+        w += WINDOW_BYTES
+    return False
+
+
+@helper
 def carry_out(d, buffers, c, lane, lanes, stop, rows):
     """Carry the rows of out-windows of a block to where they go."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -403,7 +420,10 @@ def chunk(d, buffers, c, scratch, blocks):
         lanes = min(word(d, BLOCK), stop - lane)
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
-        call_native(blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        own = word(d, OWN)
+        call_native(own if own else blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
+        if word(d, CAREFUL) and any_nan(d, lanes, scratch):
+            call_native(blocks, word(d, CAREFUL), word(d, CAREFUL_INSTRUCTIONS), scratch, lanes)
         carry_out(d, buffers, c, lane, lanes, stop, scratch)
         lane += lanes
 
@@ -478,7 +498,7 @@ def run(d, buffers, first, stop, whole, scratch, blocks):
     scratch : int
         Address of room for the rows of a block.
     blocks : int
-        Address of `block`, compiled.
+        Address of `block`, compiled; for regions without a function of their own.
     """
     if whole & 3:
         prepare(d, buffers)

@@ -339,7 +339,7 @@ class _Layouts:
         rest = outputs[:, BUFFER] < inner
         numbers = outputs[rest, BUFFER] - len(self._shapes)
         outputs[rest, STRIDES] = np.array(strides, np.int64)[numbers]
-        return Region((m,), one.code, one.constants, inputs, outputs, one.rows, one.real)
+        return Region((m,), one.code, one.constants, inputs, outputs, one.rows, one.real, one.plain)
 
 
 def lanes_of(program: Program, real: str = "float64") -> Lanes | None:

@@ -11,6 +11,9 @@ instruction uses become a part of it, by the rows of `tapegrad.ops.fused`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ..kernels.opcodes import ROWS
 
@@ -79,6 +82,11 @@ class Fusing:
             self._signed.append(self._signless(op, operands))
         self.results = [self._plain(value) for value in results]
         self._fuse()
+
+    def table(self) -> Any:
+        """Return the code as an array of int64: opcode and three values, 0 where unused."""
+        lines = [[*line, 0, 0, 0][:4] for line in self.code]
+        return np.array(lines, np.int64).reshape(-1, 4)
 
     # -- signs -------------------------------------------------------------------------------------
 

@@ -133,11 +133,12 @@ class Lowered:
         ahead: bool,
     ) -> None:
         inputs = region.inputs
+        count = max(region.rows, 1 + int(region.tried[:, 1].max(initial=0)))
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
-        code = np.ascontiguousarray(region.code)
+        code, careful = np.ascontiguousarray(region.tried), np.ascontiguousarray(region.code)
         constants = np.ascontiguousarray(region.constants, region.real)
-        self.keep = (code, constants)
+        self.keep = (code, careful, constants)
         header = [0] * W.HEADER_WORDS
         for name, value in {
             "SIZE": region.size,
@@ -146,7 +147,9 @@ class Lowered:
             "CHUNKS": self.chunks,
             "CODE": code.ctypes.data,
             "INSTRUCTIONS": len(code),
-            "ROWS": region.rows,
+            "CAREFUL": 0 if region.plain is None else careful.ctypes.data,
+            "CAREFUL_INSTRUCTIONS": len(careful),
+            "ROWS": count,
             "CONSTANTS": len(constants),
             "VALUES": constants.ctypes.data,
             "INPUTS": len(inputs),
@@ -157,7 +160,7 @@ class Lowered:
             header[_H[name]] = value
         words, strides = header, list(region.shape)
         used = np.arange(3) < ARITIES[code[:, 0]][:, None]
-        read = np.bincount(code[:, 2:][used], minlength=region.rows)
+        read = np.bincount(code[:, 2:][used], minlength=count)
         for i, w in enumerate(inputs.tolist()):
             words += self._window(
                 w,
@@ -190,8 +193,13 @@ class Lowered:
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
         self.address = int(self.words.ctypes.data)
-        rows = region.rows * (region.itemsize * block + 8 + W.PAD) + 2 * W.VECTOR
+        rows = count * (region.itemsize * block + 8 + W.PAD) + 2 * W.VECTOR
         self.scratch = -(-rows // _ALIGNED) * _ALIGNED
+
+    def use(self, own: int) -> None:
+        """Let blocks be run by the function at an address, which has the code compiled."""
+        self.straight = own
+        self.words[_H["OWN"]] = own
 
     def _window(self, w: list[int], strides: int, **fields: int) -> list[int]:
         fields |= {"ROW": w[ROW], "BUFFER": w[BUFFER], "OFFSET": w[OFFSET], "INDEX": w[INDEX]}
@@ -335,7 +343,7 @@ def _put_aside(out: _Out, n: int, chunks: int) -> None:
 
 def _choose_places(region: Region, outs: list[_Out], streams: bool) -> None:
     """Let results be written where they are to go, a row to one place, or past the cache."""
-    results = set(region.code[:, 1].tolist())
+    results = set(region.tried[:, 1].tolist())
     rows = [out.row for out in outs]
     for out in outs:
         if streams and out.kind == "FLAT" and out.how == SET:

@@ -23,7 +23,8 @@ from ..kernels import adjoints, native
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
-from .region import ARITIES, MAXIMUM, MINIMUM, SET, Region
+from .plain import can_be_plain, made_plain, matched
+from .region import ARITIES, MAXIMUM, MINIMUM, SET, Codes, Region
 
 if TYPE_CHECKING:
     from ..host import HostCall
@@ -434,27 +435,35 @@ class Plan:
 def _region(shape: tuple[int, ...], to: Record) -> Region:
     """Return the region of the program that has been written."""
     room, counts = _room, _room.counts
+    m, n_in, n_out, n_constants = counts.tolist()
+    outputs = room.outputs[:n_out, : _WINDOW + len(shape)]
+    tried = fused = None
     if prod(shape) >= FUSED:
-        code = fused(room.code, room.outputs, counts)
-        room.code[:, : code.shape[1]] = code
-    _, n_in, n_out, n_constants = counts.tolist()
-    rows = _planner()["finish"](to.address, _rows().address, room.rows.address)
-    columns = _WINDOW + len(shape)
+        lines = [[op, *values[: ARITIES[op]]] for op, *values in room.code[:, :m].T.tolist()]
+        results = outputs[:, 0].tolist()
+        fused = Fusing(lines, results)
+        # Zeros of values may be used for anything, those of adjoints only as such.
+        which = can_be_plain(lines, outputs[outputs[:, 1] == VALUES, 0].tolist())
+        if any(which):
+            tried = _finish(to, outputs, Fusing(made_plain(lines, which), results))
+    final, rows, count = _finish(to, outputs, fused)
+    plain = tried and matched(tried[0], tried[1], rows, n_constants + n_in)
     return Region(
-        shape, room.final[: counts[0]].copy(), room.fixed[0][:n_constants].copy(),
-        room.inputs[:n_in, :columns].copy(), room.outputs[:n_out, :columns].copy(), rows,
+        shape, final, room.fixed[0][:n_constants].copy(),
+        room.inputs[:n_in, : _WINDOW + len(shape)].copy(), outputs.copy(), count, plain=plain,
     )  # fmt: skip
 
 
-def fused(code: Ints, outputs: Ints, counts: Ints) -> Ints:
-    """Return a program as `tapegrad.regions.fusing` rewrites it; outputs and counts follow."""
-    count, n_out = int(counts[0]), int(counts[2])
-    lines = [[op, *values[: ARITIES[op]]] for op, *values in code[:, :count].T.tolist()]
-    found = Fusing(lines, outputs[:n_out, 0].tolist())
-    outputs[:n_out, 0] = found.results
-    counts[0] = len(found.code)
-    lines = [line + [0] * (4 - len(line)) for line in found.code]
-    return np.ascontiguousarray(np.array(lines, np.int64).reshape(-1, 4).T)
+def _finish(to: Record, outputs: Ints, fused: Fusing | None) -> tuple[Codes, list[int], int]:
+    """Return a program on rows, the rows of its results, and how many rows there are."""
+    room = _room
+    if fused is not None:
+        code = fused.table().T
+        room.counts[0] = code.shape[1]
+        room.code[:, : code.shape[1]] = code
+        outputs[:, 0] = fused.results
+    count = _planner()["finish"](to.address, _rows().address, room.rows.address)
+    return room.final[: room.counts[0]].copy(), outputs[:, 0].tolist(), count
 
 
 # -- what a plan is made from ----------------------------------------------------------------------

@@ -26,6 +26,8 @@ from ..kernels.opcodes import ARITY, KINDS, ROW_OF, UNARY
 from ..kernels.rules import FORWARD
 from ..window import Shape, Window
 from .cutting import MOST_ROWS, NONE, Cut
+from .fusing import Fusing
+from .plain import can_be_plain, made_plain, matched
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Codes = np.ndarray[Any, np.dtype[np.uint16]]
@@ -83,6 +85,9 @@ class Region:
     buffers : int
         How many buffers the windows name: flat arrays of `real`, or of uint32 for index arrays,
         which whoever runs the region hands in.
+    plain : ndarray of uint16 or None
+        Code that may be run instead where no out-window's row has a nan after it, with the same
+        constants and in-windows and the results in the same rows (see `tapegrad.regions.plain`).
     real : str
         The type of its numbers, "float64" or "float32": the results of all instructions, and sums,
         are rounded to it.
@@ -98,7 +103,7 @@ class Region:
     """
 
     __slots__ = ("__weakref__", "buffers", "code", "constants", "inputs", "lowered", "outputs",
-                 "real", "rows", "shape")  # fmt: skip
+                 "plain", "real", "rows", "shape")  # fmt: skip
 
     def __init__(
         self,
@@ -109,10 +114,12 @@ class Region:
         outputs: Ints,
         rows: int,
         real: str = "float64",
+        plain: Codes | None = None,
     ) -> None:
         self.shape = shape
         self.real = real
         self.code = code
+        self.plain = None if plain is not None and np.array_equal(plain, code) else plain
         self.constants = constants
         self.inputs = inputs
         self.outputs = outputs
@@ -130,6 +137,11 @@ class Region:
     def itemsize(self) -> int:
         """Bytes of a number."""
         return 4 if self.real == "float32" else 8
+
+    @property
+    def tried(self) -> Codes:
+        """The code that a block is run by first."""
+        return self.code if self.plain is None else self.plain
 
     def __repr__(self) -> str:
         return (
@@ -200,6 +212,7 @@ class RegionBuilder:
         self._known: dict[tuple[int, ...], int] = {}
         self._outputs: list[list[int]] = []
         self._code: list[int] = []  # opcode and three values, one instruction after another
+        self._plain: Fusing | None = None  # the code of `Region.plain`
 
     def constant(self, value: float) -> int:
         """Return the value that is this number in every lane."""
@@ -263,20 +276,32 @@ class RegionBuilder:
         return strides
 
     def fuse(self) -> RegionBuilder:
-        """Rewrite what was appended to fewer instructions, with the same results to the bit."""
-        from .fusing import Fusing
+        """Rewrite what was appended to fewer instructions, with the same results to the bit.
 
-        lines = [
-            [op, *values[: ARITIES[op]]]
-            for op, *values in np.array(self._code, np.int64).reshape(-1, 4).tolist()
-        ]
-        fused = Fusing(lines, [window[0] for window in self._outputs])
+        Adjoints' products have a plain program beside.
+        """
+        lines, results = self._lines(), self._results()
+        self._try(can_be_plain(lines))
+        fused = Fusing(lines, results)
         self._code = []
         for op, *values in fused.code:
             self.op(op, *values)
         for window, value in zip(self._outputs, fused.results, strict=True):
             window[0] = value
         return self
+
+    def _lines(self) -> list[list[int]]:
+        """Return the instructions, without padding."""
+        lines = np.array(self._code, np.int64).reshape(-1, 4).tolist()
+        return [[op, *values[: ARITIES[op]]] for op, *values in lines]
+
+    def _results(self) -> list[int]:
+        return [window[0] for window in self._outputs]
+
+    def _try(self, which: Sequence[bool]) -> None:
+        """Let these products of adjoints be plain in the code that is tried first."""
+        if any(which):
+            self._plain = Fusing(made_plain(self._lines(), which), self._results())
 
     def finish_in_parts(self, buffer: int, most: int = MOST_ROWS) -> tuple[list[Region], int]:
         """Return what was appended as regions of at most `most` rows, to be run in their order.
@@ -306,14 +331,15 @@ class RegionBuilder:
         operands[np.arange(3) >= np.where(used, ARITIES[lines[:, 0]], 0)[:, None]] = NONE
         cut = Cut(operands, most)
         constants = np.frombuffer(b"".join(self._constants), np.float64).tolist()
+        chosen = can_be_plain(self._lines()) if self._plain else [False] * len(used)
         still = (0,) * len(self.shape)
         regions = []
         for part in cut.parts:
             build = RegionBuilder(self.shape, self.real)
             known = {value: build.input(buffer, still, place) for value, place in part.brought}
             value_of = partial(self._in_part, build, known, constants)
-
-            for i in (part.start + np.flatnonzero(used[part.start : part.stop])).tolist():
+            kept = (part.start + np.flatnonzero(used[part.start : part.stop])).tolist()
+            for i in kept:
                 op, *values = lines[i].tolist()
                 known[i] = build.op(op, *map(value_of, values[: ARITIES[op]]))
             for window in self._outputs:
@@ -322,6 +348,7 @@ class RegionBuilder:
                     build._outputs.append([value_of(value), *window[1:]])
             for value, place in part.carried:
                 build.output(known[value], buffer, still, place)
+            build._try([chosen[i] for i in kept])
             regions.append(build.finish())
         return regions, cut.places
 
@@ -357,18 +384,26 @@ class RegionBuilder:
         inputs = np.array(self._inputs, np.int64).reshape(-1, columns)
         outputs = np.array(self._outputs, np.int64).reshape(-1, columns)
         fixed = len(constants) + len(inputs)
-        code = np.array(self._code, np.int64).reshape(-1, 4)
-        op, values = code[:, 0].copy(), code[:, 1:].T
 
         def number(v: Ints) -> Ints:
             windows = len(constants) + (-1 - v) // 2
             return np.where(v >= 0, fixed + v, np.where(v % 2 == 0, (-2 - v) // 2, windows))
 
+        def rows_of(code: Ints, results: Ints) -> tuple[Codes, Ints, int]:
+            """Return code on rows, the rows of the results, and how many rows there are."""
+            carried = number(results)
+            op, *values = code.T
+            final, row, rows = allocated(op, *map(number, values), fixed=fixed, carried=carried)
+            return final, row[carried], rows
+
         inputs[:, ROW] = np.arange(len(constants), fixed)
-        carried = number(outputs[:, ROW])
-        final, row, rows = allocated(op, *map(number, values), fixed=fixed, carried=carried)
-        outputs[:, ROW] = row[carried]
-        return Region(self.shape, final, constants, inputs, outputs, rows, self.real)
+        code = np.array(self._code, np.int64).reshape(-1, 4)
+        final, outputs[:, ROW], rows = rows_of(code, outputs[:, ROW])
+        tried = None
+        if self._plain:
+            lines, found, _ = rows_of(self._plain.table(), np.array(self._plain.results))
+            tried = matched(lines, found.tolist(), outputs[:, ROW].tolist(), fixed)
+        return Region(self.shape, final, constants, inputs, outputs, rows, self.real, tried)
 
 
 def allocated(

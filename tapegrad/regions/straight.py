@@ -30,9 +30,9 @@ _lock = threading.Lock()
 
 def at_least(region: Region) -> float:
     """Return what compiling costs without the functions that are called, which is soon known."""
-    if not 0 < len(region.code) <= LONGEST:
+    if not 0 < len(region.tried) <= LONGEST:
         return np.inf
-    return LEAST + _PER_INSTRUCTION * len(region.code)
+    return LEAST + _PER_INSTRUCTION * len(region.tried)
 
 
 def cost(region: Region) -> float:
@@ -43,7 +43,7 @@ def cost(region: Region) -> float:
     if least == np.inf:
         return least
     with writing:
-        opcodes = frozenset(region.code[:, 0].tolist())
+        opcodes = frozenset(region.tried[:, 0].tolist())
         if not straight.can_emit(opcodes):
             return np.inf
         seconds: float = _PER_FUNCTION * straight.functions(opcodes)
@@ -59,7 +59,7 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
     uniform : frozenset of int
         Rows that hold one number in all lanes.
     """
-    code = tuple(map(tuple, region.code.tolist()))
+    code = tuple(map(tuple, region.tried.tolist()))
     stored = frozenset(region.outputs[:, 0].tolist())
     key = code, uniform, stored, region.real == "float32"
     with _lock:

@@ -232,7 +232,7 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
     if lowered.size == 0:
         return
     if lowered.straight:
-        _run(run, lowered.straight, region, lowered, addresses)
+        _run(run, blocks, region, lowered, addresses)
         return
     start = perf_counter()
     _run(run, blocks, region, lowered, addresses)
@@ -254,12 +254,12 @@ def specialise(region: Region) -> None:
     """Compile a region, if that is to be done."""
     lowered = region.lowered or lower(region)
     if not lowered.straight and straight.cost(region) < math.inf:
-        lowered.straight = straight.compile_region(region, lowered.uniform)
+        lowered.use(straight.compile_region(region, lowered.uniform))
 
 
 def room_for(region: Region) -> int:
     """Return how many bytes `prepared` needs to run a region."""
-    lowered = region.lowered or lower(region)
+    lowered: Lowered = region.lowered or lower(region)
     size: int = lowered.scratch + lowered.extra
     return size
 
@@ -293,14 +293,12 @@ def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[]
         return functools.partial(run_addresses, region, addresses), None
     table = _table(region, lowered, addresses, at + lowered.scratch)
     place = table.buffer_info()[0]
-    call = functools.partial(
-        direct(run), lowered.address, place, 0, lowered.chunks, 1, at, lowered.straight or blocks
-    )
+    call = functools.partial(direct(run), lowered.address, place, 0, lowered.chunks, 1, at, blocks)
     return call, (region, table)
 
 
 def _table(region: Region, lowered: Lowered, addresses: list[int], extra: int) -> array[int]:
-    """Return the addresses of all buffers; last those that the executor needs, from `extra` on."""
+    """Return the addresses of all buffers, last those that the executor needs, from `extra` on."""
     table = array("q", addresses)
     del table[region.buffers :]
     table.extend([extra + offset for offset in lowered.extras])

@@ -174,7 +174,8 @@ def _raise(*_: Any) -> None:
 
 
 def _give_garbage(*_: Any) -> bytes:
-    return b"no_such_function\0no object file"
+    image = native.Image({}, {"no_such_function": [0]}, np.empty(0, np.uint32), bytes(8))
+    return image.to_bytes()
 
 
 @pytest.mark.parametrize("how", ["build", "garbage", "link", "source", "platform", "folder"])
