@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 REFERENCE_WORK = 600_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
-REGION_CELLS = 1 << 12  # a tape of fewer cells is swept, once, before a plan of it were made
+REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
 
 Kernel = Callable[..., Any]
@@ -305,7 +305,8 @@ def _forward_one_by_one(tape: Tape) -> None:
 def _pays(tape: Tape, start: int) -> bool:
     """Whether the instructions from `start` on are worth a plan, and its kernels are there."""
     cells = tape.flushed_cell - (tape.done_cell if start else 0)
-    if (cells < REGION_CELLS and tape.replays is None) or not len(tape.d):
+    few = cells < REGION_CELLS and not (tape.replays is not None and tape.replays.planned)
+    if few or not len(tape.d):
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False

@@ -209,11 +209,13 @@ class Recorded:
             replays = self.tape.replays
             assert replays is not None
             if replays.rolled is None:
+                was_ready = self._calls is not None
                 replays.compile(self.tape)
                 renamed = None if replays.rolled else reorder(self.tape)
                 if renamed is not None:
                     self._rename(renamed).compile(self.tape)
-                self._make_ready()
+                if was_ready or is_small(self.tape):
+                    self._make_ready()
         return self
 
     # -- inside ----------------------------------------------------------------------------------
@@ -405,7 +407,7 @@ class Recorded:
             execute.evaluate(tape)
             ready = Planned(tape, self.decisions, inputs, outputs, self._needed())
             left = ready.replays_until_due()
-            callable_ = ready.works
+            callable_ = replays.planned = ready.works
         else:
             return True
         if callable_:

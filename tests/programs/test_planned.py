@@ -233,6 +233,25 @@ def test_captured_leaves_give_nothing_back(never_slow):
         np.testing.assert_array_equal(gradient, [1.0, 4.0, 9.0])
 
 
+def test_compiling_alone_changes_no_bits(monkeypatch):
+    """Few cells are computed one by one at first, by other functions than those of vectors."""
+
+    def f(x):
+        return np.sum(np.exp(np.sin(x) * x))
+
+    monkeypatch.setattr(recorded, "READY_AFTER", 100)
+    x = rng.random((3, 3))
+    program = tg.record(f, x)
+    with tg.executor("compiled"):
+        expected = tg.value_and_grad(f)(x)
+        for _ in range(2):
+            found = program.value_and_grad(x)
+            assert found[0] == expected[0]
+            np.testing.assert_array_equal(found[1], expected[1])
+            program.compile()
+    assert program._calls is None
+
+
 def test_regions_are_compiled_when_replays_have_taken_long(monkeypatch):
     monkeypatch.setattr(planned.Planned, "replays_until_due", lambda self: 5)
     monkeypatch.setattr(planned.straight, "cost", lambda region: 0.0)  # though it takes longer
