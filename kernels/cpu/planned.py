@@ -57,8 +57,9 @@ INTS, PLACES, BYTES = Numbers(int64), Numbers(uint32), Numbers(uint8)
 tape_at = record(
     "Tape",
     **dict(op=BYTES, a=PLACES, b=PLACES, d=INTS, x=PLACES, host_at=INTS, h=INTS),
-    **dict(first=INTS, region=INTS, outside=BYTES, link=INTS, low=INTS, high=INTS),
-    **dict(active=BYTES, entered=BYTES, ties=INTS, own=INTS, in_arena=BYTES, i0=int64, n=int64),
+    **dict(first=INTS, region=INTS, ties=INTS, link=INTS, low=INTS, high=INTS),
+    **dict(outside=BYTES, active=BYTES, entered=BYTES, own=INTS, in_arena=BYTES),
+    **dict(i0=int64, n=int64),
 )
 """A tape, which stretch of it is planned, and what has been found out about that.
 

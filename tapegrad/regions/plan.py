@@ -80,6 +80,12 @@ def address(array: Any) -> int:
 class Record:
     """Arrays and integers as kernels of the planner take them; see `kernels/cpu/records.py`.
 
+    Parameters
+    ----------
+    *fields : int, ndarray, or tuple of ndarray
+        In a tuple there is one array, whose rows are fields of their own: looking up where arrays
+        lie takes longer than planning an instruction.
+
     Attributes
     ----------
     words : array of int
@@ -96,6 +102,9 @@ class Record:
         for field in fields:
             if isinstance(field, int):
                 self.words.append(field)
+            elif isinstance(field, tuple):
+                start, step = address(field[0]), field[0].strides[0]
+                self.words.extend([start + k * step for k in range(len(field[0]))])
             else:
                 self.words.append(address(field))
         self.address = self.words.buffer_info()[0]
@@ -109,6 +118,13 @@ class _Room(threading.local):
         self.counts = np.zeros(4, np.int64)
         self.fixed = (np.empty(len(_NUMBERS) + 1), self.counts)  # constants
         self.slots = np.zeros(64, np.int64)
+        self.links, self.steps = np.empty((3, 0), np.int64), np.empty((0, 3), np.int64)
+
+    def operands(self, n: int) -> Ints:
+        """Return room for what is found out about the operands of `n` instructions."""
+        if 3 * n > self.links.shape[1]:
+            self.links, self.steps = np.empty((3, 3 * n), np.int64), np.empty((n + 1, 3), np.int64)
+        return self.links
 
     def program(self, count: int, n: int, shape: int, axes: int) -> Record:
         """Return room for the program of a region of `count` instructions of a tape's `n`.
@@ -223,20 +239,21 @@ class Plan:
         self._hosts = host_table(tape)
         self.n, self.start = n, start
         self.first = np.empty(n + 1, np.int64)
-        self._region, self._ties = np.empty((2, n), np.int64)
-        self._outside, self._active, self._entered, self._cleared = np.zeros((4, n), np.uint8)
+        self._region, self._ties = known = np.empty((2, n), np.int64)
+        self._outside, self._active, self._entered = marks = np.zeros((3, n), np.uint8)
+        self._cleared = np.zeros(n, np.uint8)
         self._own = np.full(len(tape.imports), -1, np.int64)
         self._in_arena = np.zeros(len(tape.imports), np.uint8)
         self._ties[:] = -1
         self._tape = Record(
-            op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, self._region,
-            self._outside, *np.empty((3, 3 * n), np.int64), self._active, self._entered,
-            self._ties, self._own, self._in_arena, start, n,
+            op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, (known,),
+            (_room.operands(n),), (marks,), self._own, self._in_arena, start, n,
         )  # fmt: skip
         regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
         self._ends = np.empty((3, regions), np.int64)
         self._shapes = np.empty((regions, _AXES + 2), np.int64)
-        self._extents = Record(*self._ends, self._shapes, self._shapes[-1])
+        self._extents = Record((self._ends,), self._shapes, 0)
+        self._extents.words[-1] = self._shape_at(regions - 1)
         self.count = _planner()["partition"](
             self._tape.address, _rows().address, self._extents.address, cell, LIMIT
         )
@@ -296,7 +313,7 @@ class Plan:
         self.touched = [False] * len(self.own)
 
     def _list_steps(self) -> None:
-        table, start = np.empty((self.n + 1, 3), np.int64), self.start
+        table, start = _room.steps, self.start
         steps = Record(table)
         count = _planner()["schedule"](self._tape.address, self._extents.address, steps.address)
         for kind, low, high in table[:count].tolist():
@@ -387,7 +404,7 @@ class Plan:
         """Return a region's program for a mode, or None where it would carry nothing out."""
         start, last, axes = self._ends[:, r].tolist()
         shape = self._shapes[r]
-        to = _room.program(last + 1 - start, self.n, address(shape), axes)
+        to = _room.program(last + 1 - start, self.n, self._shape_at(r), axes)
         _planner()["write"](
             self._tape.address, _rows().address, to.address, r, start, last + 1, mode
         )
@@ -404,6 +421,10 @@ class Plan:
                 if high > low
             ]
         return _region(tuple(shape[:axes].tolist()), to)
+
+    def _shape_at(self, r: int) -> int:
+        """Return where the shape of a region lies."""
+        return self._extents.words[3] + r * self._shapes.strides[0]
 
     def _used(self, r: int) -> list[tuple[int, int]]:
         """Return the stretches of adjoints that a region uses up, neighbours together."""
