@@ -13,6 +13,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from ctypes import addressof, c_char
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,11 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 def address(array: Any) -> int:
     """Return where an array lies in memory."""
-    place: int = array.__array_interface__["data"][0]
-    return place
+    try:
+        return addressof(c_char.from_buffer(array))  # a quarter of the time
+    except (TypeError, ValueError):  # it is empty, or not to be written
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 class Record:
@@ -135,7 +139,6 @@ class _Room(threading.local):
             self._grow(max(count, self.count), max(n, self.instructions))
         windows = 4 * count + 2
         size = 1 << (windows + windows // 2).bit_length()
-        self.table[:size] = 0
         self.record.words[-3:] = array("q", (shape, axes, size - 1))
         return self.record
 
@@ -144,11 +147,11 @@ class _Room(threading.local):
         lines, windows = count * _LINES, 4 * count + 2
         self.code = np.empty((4, lines), np.int64)
         self.inputs, self.outputs = np.empty((2, windows, _WINDOW + _AXES), np.int64)
-        self.table = np.empty(1 << (windows + windows // 2).bit_length(), np.int64)
+        table = np.zeros(1 << (windows + windows // 2).bit_length(), np.int64)
         value, operands = np.empty(n, np.int64), np.empty((count, 3), np.int64)
         adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
         self.record = Record(
-            *self.code, self.inputs, self.outputs, *self.fixed, self.table, value, operands,
+            *self.code, self.inputs, self.outputs, *self.fixed, table, value, operands,
             *adjoints, self.slots, 0, 0, 0,
         )  # fmt: skip
         values = lines + windows + len(self.fixed[0])
@@ -240,8 +243,7 @@ class Plan:
         self.n, self.start = n, start
         self.first = np.empty(n + 1, np.int64)
         self._region, self._ties = known = np.empty((2, n), np.int64)
-        self._outside, self._active, self._entered = marks = np.zeros((3, n), np.uint8)
-        self._cleared = np.zeros(n, np.uint8)
+        self._outside, self._active, _, self._cleared = marks = np.zeros((4, n), np.uint8)
         self._own = np.full(len(tape.imports), -1, np.int64)
         self._in_arena = np.zeros(len(tape.imports), np.uint8)
         self._ties[:] = -1
@@ -297,7 +299,7 @@ class Plan:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
         del self._columns, self._hosts, self._tape, self._ends, self._shapes, self._extents
-        del self._region, self._ties, self._outside, self._active, self._entered, self._cleared
+        del self._region, self._ties, self._outside, self._active, self._cleared
         del self._own, self._in_arena
 
     def _find_imports(self) -> None:
@@ -338,14 +340,9 @@ class Plan:
 
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, sums: bool) -> None:
         seeded = self._chosen(seeds)
-        marks = Record(active, seeded.copy())
+        marks = Record(active, seeded)
         _planner()["find_active"](self._tape.address, _rows().address, marks.address)
-        kinds, numbers = (column[self.start : self.start + self.n] for column in self._columns[:2])
-        self._in_arena[numbers[(seeded != 0) & (kinds == INPUT)]] = 1  # adjoints start there, too
-        self._entered[:] = (seeded | self._outside | (kinds == HOST)) != 0
-        # What does not flow on may arrive all the same, but from regions, which know better.
-        arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
-        self._cleared = (self._entered & self._active) | arrives
+        kinds = self._columns[0][self.start : self.start + self.n]
         inside = self._region >= 0
         used = np.zeros(self.count + 1, np.bool_)  # regions that some adjoint flows through
         used[self._region[inside & (self._active != 0)]] = True
