@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from ..host import HostCall
     from ..tape import Tape
 
-LIMIT = 512
-"""Instructions of a region: more rows would not stay in the cache."""
+LIMIT = 512 * 128
+"""Instructions of a region, times the lanes of a block: more rows would not stay in the cache.
+
+Arrays of few lanes, the least that are counted being those of a vector, may have more of them."""
 
 OWN = 256
 """Elements from which an import has buffers of its own, and is neither copied nor cleared."""
