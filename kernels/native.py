@@ -66,7 +66,10 @@ LIBRARIES = {
     name: Library(name, (*_COMMON, f"cpu/{name}.py"), {"run": 7}, {"block": 4})
     for name in ("regions", "regions32")
 }
-_PLANNER = ("cpu/planning.py", "cpu/records.py", "allocation.py", "adjoints.py", "opcodes.py")
+_PLANNER = (
+    *("cpu/planning.py", "cpu/writing.py", "cpu/planned.py", "cpu/records.py"),
+    *("allocation.py", "adjoints.py", "opcodes.py"),
+)
 LIBRARIES["planning"] = Library(
     "planning",
     (*_COMMON, *_PLANNER),

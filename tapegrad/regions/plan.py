@@ -85,7 +85,7 @@ class Record:
     Attributes
     ----------
     words : array of int
-        For each array its address and its length, for each integer itself.
+        For each array its address, for each integer itself.
     address : int
         Where they lie.
     """
@@ -99,7 +99,7 @@ class Record:
             if isinstance(field, int):
                 self.words.append(field)
             else:
-                self.words.extend((address(field), field.size))
+                self.words.append(address(field))
         self.address = self.words.buffer_info()[0]
 
 
@@ -122,9 +122,7 @@ class _Room(threading.local):
         windows = 4 * count + 2
         size = 1 << (windows + windows // 2).bit_length()
         self.table[:size] = 0
-        self.record.words[17] = size
-        self.record.words[28] = shape
-        self.record.words[30] = axes
+        self.record.words[-3:] = array("q", (shape, axes, size - 1))
         return self.record
 
     def _grow(self, count: int, n: int) -> None:
@@ -137,7 +135,7 @@ class _Room(threading.local):
         adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
         self.record = Record(
             *self.code, self.inputs, self.outputs, *self.fixed, self.table, value, operands,
-            *adjoints, self.slots, self.slots, 0,
+            *adjoints, self.slots, 0, 0, 0,
         )  # fmt: skip
         values = lines + windows + len(self.fixed[0])
         self.final = np.empty((lines, 5), np.uint16)
@@ -240,7 +238,7 @@ class Plan:
         regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
         self._ends = np.empty((3, regions), np.int64)
         self._shapes = np.empty((regions, _AXES + 2), np.int64)
-        self._extents = Record(*self._ends, self._shapes)
+        self._extents = Record(*self._ends, self._shapes, self._shapes[-1])
         self.count = _planner()["partition"](
             self._tape.address, _rows().address, self._extents.address, cell, LIMIT
         )
@@ -399,7 +397,7 @@ class Plan:
             return None
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
-            imports = Record(np.array(self._sizes, np.int64), touched, blank)
+            imports = Record(np.array(self._sizes, np.int64), touched, blank, len(self.own))
             _planner()["choose_sets"](to.address, imports.address)
             step.blanks = [
                 (own, low, high)
@@ -571,4 +569,4 @@ def plan_of(
     return found
 
 
-assert FIRST_ROW == 5  # kernels/cpu/planning.py has the structural opcodes written out
+assert FIRST_ROW == 5  # kernels/cpu/planned.py has the structural opcodes written out
