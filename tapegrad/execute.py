@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .kernels import native, reference
+from .kernels import reference
 from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
@@ -65,6 +65,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
+_NATIVE = "regions", "regions32"  # machine code on disk, which a module of its own loads
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
@@ -112,7 +113,9 @@ def load(family: str) -> None:
         notice.daemon = True
         notice.start()
         try:
-            if family in native.LIBRARIES:
+            if family in _NATIVE:
+                from .kernels import native
+
                 native.load(family)
                 _loaded[family] = True
                 return

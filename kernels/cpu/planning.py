@@ -151,7 +151,7 @@ def partition(tape, rows, extents, cell0, limit):
     cell0 : int
         The first cell of the stretch.
     limit : int
-        Instructions that a region has at most.
+        Instructions that a region has at most, times the lanes that it runs them on together.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def find_regions(tape, rows, extents, cell0, limit):
         for axis in range(axes):
             lanes *= t[shape + axis]
         # Does it fit what is open? Operands from there must be met lane by lane.
-        fits = current >= 0 and lanes == size and held < limit
+        fits = current >= 0 and lanes == size and held * min(max(lanes, 16), 128) < limit
         after = 0
         if fits:
             after = merge_shape(

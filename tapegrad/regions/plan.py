@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import adjoints, native
+from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from ..host import HostCall
     from ..tape import Tape
 
-LIMIT = 512
-"""Instructions of a region: more rows would not stay in the cache."""
+LIMIT = 512 * 128
+"""Instructions of a region, times the lanes of a block: more rows would not stay in the cache.
+
+Arrays of few lanes, the least that are counted being those of a vector, may have more of them."""
 
 OWN = 256
 """Elements from which an import has buffers of its own, and is neither copied nor cleared."""
@@ -162,6 +164,8 @@ class _Room(threading.local):
 @cache
 def _planner() -> dict[str, Callable[..., int]]:
     """Load the planner's kernels."""
+    from ..kernels import native
+
     found: dict[str, Callable[..., int]] = native.load("planning")
     return found
 
