@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapegrad import execute
 from tapegrad.kernels import cpu, native
 from tapegrad.kernels.frames import with_room
 from tapegrad.kernels.native import LIBRARIES, Library
@@ -251,6 +252,10 @@ values = tg.vmap(lambda x, y: np.exp(x) * y)(x, x)
 np.testing.assert_allclose(values, np.exp(x) * x, rtol=1e-14)
 assert not {"numba", "llvmlite"} & set(sys.modules)
 """
+
+
+def test_executors_know_the_libraries_without_importing_what_loads_them() -> None:
+    assert set(execute._NATIVE) == set(native.LIBRARIES)
 
 
 @needs_support
