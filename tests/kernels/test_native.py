@@ -67,6 +67,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("tapegrad.kernels.cpu.small", None)
 
 
+def test_all_libraries_are_loaded_as_such() -> None:
+    assert set(execute._NATIVE) == set(LIBRARIES)
+
+
 def file_in(folder: Path, name: str = "regions") -> Path:
     (file,) = folder.glob(f"tapegrad-{name}-*")
     return file
@@ -221,6 +225,7 @@ assert "numba" not in sys.modules and not native.failures
 def test_processes_that_compile_at_once_agree(small: Path, folder: Path) -> None:
     program = f"""
 import sys
+from tapegrad import execute
 from tapegrad.kernels import cpu, native
 cpu.__path__.append({str(small.parent)!r})
 native.LIBRARIES["small"] = native.{native.LIBRARIES["small"]!r}
