@@ -82,8 +82,9 @@ def find_last_uses(m, op, a, b, c, arity, fixed, kept, last):
         if last[fixed + i] < 0:
             continue
         n = arity[op[i]]
-        last[a[i]] = max(last[a[i]], i)
-        if n > 1:
-            last[b[i]] = max(last[b[i]], i)
-        if n > 2:
-            last[c[i]] = max(last[c[i]], i)
+        if last[a[i]] < i:
+            last[a[i]] = i
+        if n > 1 and last[b[i]] < i:
+            last[b[i]] = i
+        if n > 2 and last[c[i]] < i:
+            last[c[i]] = i

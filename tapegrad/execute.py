@@ -2,9 +2,9 @@
 
 Two sets of kernels with the same signatures do the work: the pure-Python reference interpreter,
 which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which take a while to load
-(0.7 s from Numba's cache, seconds to compile).  Small work is answered by the reference; once the
-work done so far would have paid for the loading, the compiled kernels take over, if need be in the
-middle of a sweep: both read and write the same arenas.
+(0.7 s from Numba's cache, seconds to compile; 3 ms for those of regions).  Small work is answered
+by the reference; once the work done so far would have paid for the loading, the compiled kernels
+take over, if need be in the middle of a sweep: both read and write the same arenas.
 
 Array instructions of a tape of some size run in regions (`tapegrad.regions.plan`), many at a time:
 their values are stored only where something needs them, and `evaluate` computes them again where
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .kernels import native, reference
+from .kernels import reference
 from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
@@ -65,6 +65,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
+_NATIVE = "regions", "regions32"  # machine code on disk, which a module of its own loads
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
@@ -112,7 +113,9 @@ def load(family: str) -> None:
         notice.daemon = True
         notice.start()
         try:
-            if family in native.LIBRARIES:
+            if family in _NATIVE:
+                from .kernels import native
+
                 native.load(family)
                 _loaded[family] = True
                 return

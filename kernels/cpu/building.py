@@ -106,7 +106,7 @@ def optimised(library: Library, functions: Mapping[str, Any] | None = None) -> W
     context = cpu_target.target_context
     context.refresh()
     whole = Whole(context.codegen(), f"tapegrad_{library.module}")
-    with _without_collection():
+    with _without_collection(), _remembering(cpu_target.typing_context):
         for write, kernels in ((_entry, library.entries), (_address, library.called)):
             for name, arity in kernels.items():
                 function = functions[name]
@@ -217,6 +217,27 @@ def _call(context: Any, builder: Any, described: Any, arguments: Any) -> Any:
         builder, function, described.restype, described.argtypes, arguments
     )
     return result if described.restype == types.int64 else ir.IntType(64)(0)
+
+
+@contextmanager
+def _remembering(context: Any) -> Iterator[None]:
+    """Let Numba find out once what an operation on operands of some types is, not at each place."""
+    find = context._resolve_user_function_type
+    known: dict[Any, Any] = {}
+
+    def found(function: Any, args: Any, kws: Any, literals: Any = None) -> Any:
+        if isinstance(function, types.Dispatcher) or kws or literals:
+            return find(function, args, kws, literals)
+        key = function, args
+        if key not in known:
+            known[key] = find(function, args, kws)
+        return known[key]
+
+    context._resolve_user_function_type = found
+    try:
+        yield
+    finally:
+        del context._resolve_user_function_type
 
 
 @contextmanager

@@ -221,7 +221,7 @@ def merge_shape(shape, axes, t, at, more, merged):
             j -= 1
         if left == 1 and right == 1:
             break
-        extent = min(left, right)
+        extent = left if left < right else right
         if left % extent or right % extent or count == AXES:
             return -1
         left //= extent

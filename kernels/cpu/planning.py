@@ -81,7 +81,7 @@ def mark_host(tape, j, marks, mark):
     for pair in range(tape.h[at]):
         low = producer(tape.first, tape.n, tape.h[at + 1 + 2 * pair])
         high = producer(tape.first, tape.n, tape.h[at + 2 + 2 * pair])
-        for p in range(max(low, 0), high + 1):
+        for p in range(low if low > 0 else 0, high + 1):
             marks[p] |= mark
 
 
@@ -92,7 +92,7 @@ def find_operand(tape, t, where, axes, shape, lanes, known):
     first = tape.first
     p = producer(first, tape.n, low)
     q = p if p >= 0 and high < first[p + 1] else producer(first, tape.n, high)
-    tape.low[known] = max(p, 0)
+    tape.low[known] = p if p > 0 else 0
     tape.high[known] = q
     return (
         p == q and p >= 0 and t[where] == CELLS and first[p] == low

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import adjoints, native
+from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
@@ -145,6 +145,8 @@ class _Room(threading.local):
 @cache
 def _planner() -> dict[str, Callable[..., int]]:
     """Load the planner's kernels."""
+    from ..kernels import native
+
     found: dict[str, Callable[..., int]] = native.load("planning")
     return found
 

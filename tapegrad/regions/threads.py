@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import at_caller
-from ..kernels import native
 from . import straight
 from .lowering import Lowered
 from .region import Region
@@ -184,6 +183,8 @@ _kernels: dict[str, tuple[Any, int]] = {}
 
 def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
+    from ..kernels import native
+
     found = native.load("regions32" if real == "float32" else "regions")
     _kernels[real] = found["run"], found["block"]
     return _kernels[real]

@@ -233,6 +233,36 @@ assert native.load("small")["total"](5, 2, 1) == 5 and not native.failures
     assert len(list(folder.glob("tapegrad-small-*"))) == 1
 
 
+CACHE = os.environ.get("NUMBA_CACHE_DIR", "")
+"""Where compiled kernels are found by other tests, too."""
+
+WARM = """
+import sys
+import numpy as np
+import tapegrad as tg
+from tapegrad import execute
+if len(sys.argv) > 1:
+    execute.load(sys.argv[1])
+    sys.exit()
+x = np.linspace(0.1, 3.0, 1_000_000)
+gradient = tg.grad(lambda x: np.sum(np.sin(x) * x))(x)
+np.testing.assert_allclose(gradient, np.sin(x) + x * np.cos(x), rtol=1e-14, atol=1e-14)
+values = tg.vmap(lambda x, y: np.exp(x) * y)(x, x)
+np.testing.assert_allclose(values, np.exp(x) * x, rtol=1e-14)
+assert not {"numba", "llvmlite"} & set(sys.modules)
+"""
+
+
+@needs_support
+def test_the_first_gradient_of_arrays_imports_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    if CACHE:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
+    for family in ("regions", "planning"):
+        run(WARM, family)  # compiled, if it never was
+    run(WARM)
+
+
 GRADIENTS = """
 import sys
 import numpy as np
@@ -268,10 +298,6 @@ def test_numba_compiles_the_same_kernels(tmp_path: Path, monkeypatch: pytest.Mon
     quarter = results[0].size // 4
     for i in range(1, 4):
         np.testing.assert_array_equal(results[0][:quarter], results[0][i * quarter :][:quarter])
-
-
-CACHE = os.environ.get("NUMBA_CACHE_DIR", "")
-"""Where compiled kernels are found by other tests, too."""
 
 
 def run(program: str, *arguments: str) -> None:
