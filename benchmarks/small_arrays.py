@@ -162,7 +162,7 @@ class Patterns:
         f, self.args = PATTERNS[code]
         self.argnums = tuple(range(len(self.args)))
         self.afresh = tg.value_and_grad(f, argnums=self.argnums)
-        self.function = tg.value_and_grad(tg.function(f), argnums=self.argnums)
+        self.function = tg.function(f)
         with tg.executor("compiled"):
             self.program = tg.record(f, *self.args)
             for run in (self.time_afresh, self.time_replay, self.time_function):
@@ -175,4 +175,4 @@ class Patterns:
         self.program.value_and_grad(*self.args, argnums=self.argnums)
 
     def time_function(self, code):
-        self.function(*self.args)
+        self.function.value_and_grad(*self.args, argnums=self.argnums)

@@ -167,13 +167,11 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
 
     Errors of shape are raised here, before anything is recorded, rather than in a sweep.
     """
-    from .ops.structural import STRUCTURAL  # loaded with the first structural operation
-
     known = [operand(x) for x in operands]
-    if any(x is NotImplemented for x in known):
+    if any([x is NotImplemented for x in known]):
         bad = next(x for x, y in zip(operands, known, strict=True) if y is NotImplemented)
         raise TypeError(f"{name} does not take a {type(bad).__name__}{at_caller()}")
-    row = STRUCTURAL[name]
+    row = _rows()[name]
     if "axis" in params:
         params["axis"] = _axes(name, params["axis"], len(shape_of(known[0])))
     shape = result_shape(name, [shape_of(x) for x in known], params)
@@ -190,6 +188,13 @@ def structural(name: str, *operands: Any, **params: Any) -> Any:
         out.dtype = FLOAT64
         return elementwise("float32", out)
     return out
+
+
+@functools.cache
+def _rows() -> dict[str, Any]:
+    from .ops.structural import STRUCTURAL  # loaded with the first structural operation
+
+    return STRUCTURAL
 
 
 def _is_gathered(tape: Tape, x: Any) -> bool:

@@ -6,6 +6,7 @@ This is the general way.  Operators between scalars of the current tape take a s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -63,8 +64,14 @@ def run(tape: Tape, base: int, shape: Shape, dtype: np.dtype[Any] = FLOAT64) -> 
     """Return the tracked array (or scalar, for shape ``()``) on consecutive cells."""
     if not shape:
         return scalar(tape, base, dtype)
-    window = Window.contiguous(0, shape)
-    return array(Storage(tape, base, window.size), window, dtype)
+    window = _whole(shape)
+    return array(Storage(tape, base, prod(shape)), window, dtype)
+
+
+@functools.lru_cache(1 << 10)
+def _whole(shape: Shape) -> Window:
+    """Return the window on all of a storage, in C order."""
+    return Window.contiguous(0, shape)
 
 
 # -- operands --------------------------------------------------------------------------------------
@@ -162,6 +169,8 @@ def result_dtype(row: str, operands: Sequence[Any]) -> np.dtype[Any]:
     if row in INTEGER_OPERAND:
         operands = operands[1 - INTEGER_OPERAND[row] :][:1]  # the other one decides
     dtype = promote(operands[1:] if row == "where" else operands)
+    if dtype is FLOAT64 and row != "float32":
+        return FLOAT64
     if dtype == FLOAT32 or row == "float32":
         return FLOAT32
     if dtype.kind in "biu" and row in _INTEGER_ROWS:
@@ -198,6 +207,9 @@ def cells_of(tape: Tape, x: TrackedArray) -> np.ndarray[Any, Any]:
     return x.window.cells() + storage.base
 
 
+_common_shape = functools.lru_cache(1 << 12)(broadcast_shapes)
+
+
 # -- elementwise rows ------------------------------------------------------------------------------
 
 
@@ -217,7 +229,7 @@ def elementwise(row: str, *operands: Any) -> Any:
         NotImplemented where an operand is of a type that nothing is known of.
     """
     known = [operand(x) for x in operands]
-    if any(x is NotImplemented for x in known):
+    if any([x is NotImplemented for x in known]):
         return NotImplemented
     tape = recorder.current()
     if row in NONDIFF and not tape.detached:
@@ -226,6 +238,7 @@ def elementwise(row: str, *operands: Any) -> Any:
             f"under tg.no_grad(){at_caller()}"
         )
     dtype = result_dtype(row, known)
+    single = dtype is not FLOAT64 and dtype == FLOAT32
     if dtype is BOOL and row in _LOGICAL:
         row = _LOGICAL[row]
     elif dtype is BOOL and row in ("subtract", "negative"):
@@ -233,19 +246,19 @@ def elementwise(row: str, *operands: Any) -> Any:
             f"numpy boolean {row}, the `-` operator, is not supported, use the bitwise_xor, the "
             f"`^` operator, or the logical_not function instead{at_caller()}"
         )
-    if dtype == FLOAT32 or (dtype is BOOL and promote(known) == FLOAT32):
+    if single or (dtype is BOOL and promote(known) == FLOAT32):
         known = [float(np.float32(x)) if type(x) in (float, int) else x for x in known]
     try:
-        shape = broadcast_shapes(*[shape_of(x) for x in known])
+        shape = _common_shape(*[shape_of(x) for x in known])
     except ValueError as error:
         raise ValueError(f"{row}: {error}{at_caller()}") from None
     if shape == ():
         cell = _scalar_instruction(tape, row, known)
-        if dtype == FLOAT32 and row != "float32":
+        if single and row != "float32":
             cell = tape.push(ROWS["float32"][0], cell, 0)
         return scalar(tape, cell, dtype)
     out = run(tape, _array_instruction(tape, row, known, shape), shape, dtype)
-    if dtype == FLOAT32 and row != "float32":
+    if single and row != "float32":
         return run(tape, _array_instruction(tape, "float32", [out], shape), shape, dtype)
     return out
 
@@ -269,43 +282,58 @@ def _scalar_instruction(tape: Tape, row: str, operands: Sequence[Any]) -> int:
 
 
 def _array_instruction(tape: Tape, row: str, operands: Sequence[Any], shape: Shape) -> int:
-    places = [_place(tape, x, shape) for x in operands]
-    size = prod(shape)
+    places = [_place(tape, x) for x in operands]
+    size, sizes, steps = _layout(shape, tuple([place[2] for place in places]))
     if size == 0:
         return 0
-    op = ROWS[row][0]
-    if len(shape) == 1:
-        descriptor = [op, 1, size]
-        for kind, offset, (stride,) in places:
-            descriptor += (kind, offset, stride)
-        return tape.push_run(LANES, tape.d.extend(descriptor), size)
-    sizes, strides = coalesce(shape, [place[2] for place in places])
-    descriptor = [op, len(sizes), *sizes]
-    for (kind, offset, _), steps in zip(places, strides, strict=True):
-        descriptor += (kind, offset, *steps)
+    descriptor = [ROWS[row][0], len(sizes), *sizes]
+    for (kind, offset, _), strides in zip(places, steps, strict=True):
+        descriptor += (kind, offset, *strides)
     return tape.push_run(LANES, tape.d.extend(descriptor), size)
 
 
-def _place(tape: Tape, x: Any, shape: Shape) -> tuple[int, int, Shape]:
-    """Return kind, offset and strides of an operand's window over `shape`."""
+_C_ORDER: Shape = ()  # no strides stand for those of an array in C order
+
+
+@functools.lru_cache(1 << 12)
+def _layout(
+    shape: Shape, operands: tuple[tuple[Shape, Shape], ...]
+) -> tuple[int, Shape, list[Shape]]:
+    """Return how many lanes an instruction on operands of these shapes and strides has, and how.
+
+    That is the extents of its axes, as few as possible, and the strides of each operand. Most of
+    what a program computes, it computes again.
+    """
+    windows = [
+        Window(0, own, strides) if strides else Window.contiguous(0, own)
+        for own, strides in operands
+    ]
+    size = prod(shape)
+    if size == 0 or len(shape) == 1:
+        return size, shape, [window.broadcast_to(shape).strides for window in windows]
+    sizes, steps = coalesce(shape, [window.broadcast_to(shape).strides for window in windows])
+    return size, sizes, steps
+
+
+_NUMBER: tuple[Shape, Shape] = (), ()
+
+
+def _place(tape: Tape, x: Any) -> tuple[int, int, tuple[Shape, Shape]]:
+    """Return kind and offset of an operand's window, and its shape and strides."""
     if isinstance(x, TrackedScalar):
-        return CELLS, cell_of(tape, x), (0,) * len(shape)
+        return CELLS, cell_of(tape, x), _NUMBER
     if isinstance(x, TrackedArray):
         window = x.window
         storage = tape.import_storage(x.storage)
         if storage.index is None:
-            if window.shape != shape:
-                window = window.broadcast_to(shape)
-            return CELLS, storage.base + window.offset, window.strides
+            return CELLS, storage.base + window.offset, (window.shape, window.strides)
         offset = tape.x.extend(window.view(storage.index).ravel())
-        window = Window.contiguous(offset, window.shape)
-        return INDEXED, offset, window.broadcast_to(shape).strides
+        return INDEXED, offset, (window.shape, _C_ORDER)
     if isinstance(x, np.ndarray) and x.size != 1:
         entry = tape.push_input(x)
         tape.captures(x)
-        window = Window.contiguous(entry.cell, x.shape).broadcast_to(shape)
-        return PASSIVE_CELLS, entry.cell, window.strides
+        return PASSIVE_CELLS, entry.cell, (x.shape, _C_ORDER)
     if isinstance(x, np.ndarray):
         tape.captures(x)
         x = x.item()
-    return CONSTANT, tape.constant(float(x)), (0,) * len(shape)
+    return CONSTANT, tape.constant(float(x)), _NUMBER

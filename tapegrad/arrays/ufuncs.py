@@ -60,6 +60,8 @@ def array_ufunc(ufunc: Any, method: str, inputs: Any, kwargs: dict[str, Any]) ->
     TypeError
         When the output is an ndarray, which cannot hold tracked values.
     """
+    if method == "__call__" and not kwargs:
+        return _call(ufunc, inputs)
     out = kwargs.pop("out", None)
     where = kwargs.pop("where", True)
     for name, default in (("casting", "same_kind"), ("order", "K"), ("subok", True)):

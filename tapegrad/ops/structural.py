@@ -74,13 +74,15 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     >>> unbroadcast(np.ones((2, 3)), (3,))
     array([2., 2., 2.])
     """
+    if g.shape == shape:
+        return g
     leading = g.ndim - len(shape)
     stretched = tuple(
         leading + i for i, extent in enumerate(shape) if extent == 1 and g.shape[leading + i] != 1
     )
     if leading or stretched:
         g = np.sum(g, axis=tuple(range(leading)) + stretched, keepdims=True)
-    return np.reshape(g, shape) if g.shape != shape else g
+    return np.reshape(g, shape)
 
 
 def _kept(reduced: Any, x: Any, axis: Axis) -> Any:

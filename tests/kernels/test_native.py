@@ -259,6 +259,10 @@ assert not {"numba", "llvmlite"} & set(sys.modules)
 """
 
 
+def test_executors_know_the_libraries_without_importing_what_loads_them() -> None:
+    assert set(execute._NATIVE) == set(native.LIBRARIES)
+
+
 @needs_support
 def test_the_first_gradient_of_arrays_imports_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NUMBA_CACHE_DIR")
