@@ -65,7 +65,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-_NATIVE = "regions", "regions32"  # machine code on disk, which a module of its own loads
+_NATIVE = "regions", "regions32", "planning"  # machine code on disk, which `native` loads
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)

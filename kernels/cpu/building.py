@@ -155,7 +155,7 @@ class Whole(JITCodeLibrary):  # type: ignore[misc]
             elif function.name not in self.exported:
                 function.linkage = "linkonce_odr"
         # Its vectors are explicit, so LLVM need not look for any.
-        made = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False)
+        made = self._codegen._module_pass_manager(opt=2, loop_vectorize=False, slp_vectorize=False)
         passes, *rest = made if isinstance(made, tuple) else (made,)
         passes.run(self.code, *rest)
         for name in [function.name for function in self.code.functions if function.is_declaration]:

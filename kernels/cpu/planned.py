@@ -57,8 +57,9 @@ INTS, PLACES, BYTES = Numbers(int64), Numbers(uint32), Numbers(uint8)
 tape_at = record(
     "Tape",
     **dict(op=BYTES, a=PLACES, b=PLACES, d=INTS, x=PLACES, host_at=INTS, h=INTS),
-    **dict(first=INTS, region=INTS, outside=BYTES, link=INTS, low=INTS, high=INTS),
-    **dict(active=BYTES, entered=BYTES, ties=INTS, own=INTS, in_arena=BYTES, i0=int64, n=int64),
+    **dict(first=INTS, region=INTS, ties=INTS, link=INTS, low=INTS, high=INTS),
+    **dict(outside=BYTES, active=BYTES, entered=BYTES, cleared=BYTES, own=INTS, in_arena=BYTES),
+    **dict(i0=int64, n=int64),
 )
 """A tape, which stretch of it is planned, and what has been found out about that.
 
@@ -74,9 +75,10 @@ link, low, high
     By instruction, three operands each: the instruction of the same region whose result it is, lane
     by lane, or -1; the first and the last instruction whose cells it meets; the last comes before
     the first where there is none.
-active, entered, ties
-    By instruction: whether adjoints flow through it; whether they come to it from `ADJOINTS`; where
-    in `TIES` an extremum has its numbers of lanes, or -1 where nobody asks.
+active, entered, cleared, ties
+    By instruction: whether adjoints flow through it; whether they come to it from `ADJOINTS`;
+    whether there is something of it in `ADJOINTS` to be made zero; where in `TIES` an extremum has
+    its numbers of lanes, or -1 where nobody asks.
 own, in_arena
     By import: the number of its own buffers, or -1; set where its cells are looked for among all
     others.
@@ -117,7 +119,8 @@ op, u, v, w, inputs, outputs, constants, counts
     The program: opcodes and operands, and windows; `counts` are those of instructions, in-windows,
     out-windows and constants.
 table, mask
-    Finds in-windows again. All zero in the beginning; `mask` is its size but one, a power of two.
+    Finds in-windows again, whose first words say where. All zero in the beginning and in the end;
+    `mask` is its size but one, a power of two.
 value, operands
     By instruction of the tape: its value, and the values of its operands.
 adjoint_of, adjoint_in

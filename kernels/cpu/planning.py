@@ -86,11 +86,24 @@ def mark_host(tape, j, marks, mark):
 
 
 @helper
-def find_operand(tape, t, where, axes, shape, lanes, known):
+def producer_before(tape, i, known, cell):
+    """Return what `producer` does for an operand of instruction `i`, from where it often lies."""
+    if i > 0:
+        first = tape.first
+        if first[i - 1] <= cell:
+            return i - 1
+        p = tape.low[known - 3]  # where this operand of the instruction before lies
+        if first[p] <= cell and cell < first[p + 1]:
+            return p
+    return producer(tape.first, tape.n, cell)
+
+
+@helper
+def find_operand(tape, i, t, where, axes, shape, lanes, known):
     """Say at `known` which instructions an operand meets; return whether it is one, by lanes."""
     low, high = reach(t, where, axes, shape, tape.x)
     first = tape.first
-    p = producer(first, tape.n, low)
+    p = producer_before(tape, i, known, low)
     q = p if p >= 0 and high < first[p + 1] else producer(first, tape.n, high)
     tape.low[known] = p if p > 0 else 0
     tape.high[known] = q
@@ -191,7 +204,7 @@ def find_regions(tape, rows, extents, cell0, limit):
         for k in range(operands):
             if t[where] == CELLS or t[where] == INDEXED:
                 known = 3 * i + k
-                if find_operand(tape, t, where, axes, shape, lanes, known):
+                if find_operand(tape, i, t, where, axes, shape, lanes, known):
                     exact |= 1 << k
                 elif fits and uses_inside(tape, current, known):
                     fits = False
@@ -248,7 +261,7 @@ def find_active(tape, rows, seeds):
     Parameters
     ----------
     tape, rows : int
-        Addresses of records; `Tape.active` is filled in.
+        Addresses of records; `Tape.active`, `entered`, `cleared` and `in_arena` are filled in.
     seeds : int
         Address of a record: `Seeds`, whose `start` is used up.
 
@@ -267,20 +280,29 @@ def mark_active(tape, rows, seeds):
         o = tape.op[tape.i0 + i]
         if o == INPUT:
             active[i] = seeds.wanted[tape.a[tape.i0 + i]]
+            if wanted[i]:  # adjoints start there, too
+                tape.in_arena[tape.a[tape.i0 + i]] = 1
         elif o == CONST:
             active[i] = 0
         elif tape.region[i] < 0:
             active[i] = 1
         else:
             active[i] = depends_on_active(tape, rows, i)
+        outside = tape.outside[i]
+        given = (wanted[i] != 0) | (o == HOST)
+        tape.entered[i] = given | (outside != 0)
+        # What does not flow on may arrive all the same, but from regions, which know better.
+        tape.cleared[i] = given | (outside & BY_OTHERS != 0)
     for i in range(tape.n - 1, -1, -1):
         j = tape.i0 + i
         o = tape.op[j]
         if not (wanted[i] and active[i]):
             active[i] = 0
-        elif (o == INPUT) | (o == CONST):
             continue
-        elif tape.region[i] >= 0:
+        tape.cleared[i] |= tape.entered[i]
+        if (o == INPUT) | (o == CONST):
+            continue
+        if tape.region[i] >= 0:
             for k in range(3):
                 known = 3 * i + k
                 if tape.high[known] >= tape.low[known] and receives(tape, rows, j, k):

@@ -91,6 +91,7 @@ def window_found(to):
             return -1 - 2 * known
         slot = (slot + 1) & mask
     table[slot] = n + 1
+    inputs[n, 0] = slot
     to.counts[1] = n + 1
     return -1 - 2 * n
 
@@ -373,6 +374,8 @@ def write_program(tape, rows, to, r, start, stop, mode):
             to.adjoint_in[k] = NONE
         write_adjoints(tape, rows, to, r, start, stop)
         carry_adjoints(to, forward)
+    for k in range(to.counts[1]):
+        to.table[to.inputs[k, 0]] = 0
 
 
 # -- the last form of programs ---------------------------------------------------------------------

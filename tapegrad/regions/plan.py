@@ -13,6 +13,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from ctypes import addressof, c_char
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -75,12 +76,21 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 def address(array: Any) -> int:
     """Return where an array lies in memory."""
-    place: int = array.__array_interface__["data"][0]
-    return place
+    try:
+        return addressof(c_char.from_buffer(array))  # a quarter of the time
+    except (TypeError, ValueError):  # it is empty, or not to be written
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 class Record:
     """Arrays and integers as kernels of the planner take them; see `kernels/cpu/records.py`.
+
+    Parameters
+    ----------
+    *fields : int, ndarray, or tuple of ndarray
+        In a tuple there is one array, whose rows are fields of their own: looking up where arrays
+        lie takes longer than planning an instruction.
 
     Attributes
     ----------
@@ -98,6 +108,9 @@ class Record:
         for field in fields:
             if isinstance(field, int):
                 self.words.append(field)
+            elif isinstance(field, tuple):
+                start, step = address(field[0]), field[0].strides[0]
+                self.words.extend([start + k * step for k in range(len(field[0]))])
             else:
                 self.words.append(address(field))
         self.address = self.words.buffer_info()[0]
@@ -111,6 +124,13 @@ class _Room(threading.local):
         self.counts = np.zeros(4, np.int64)
         self.fixed = (np.empty(len(_NUMBERS) + 1), self.counts)  # constants
         self.slots = np.zeros(64, np.int64)
+        self.links, self.steps = np.empty((3, 0), np.int64), np.empty((0, 3), np.int64)
+
+    def operands(self, n: int) -> Ints:
+        """Return room for what is found out about the operands of `n` instructions."""
+        if 3 * n > self.links.shape[1]:
+            self.links, self.steps = np.empty((3, 3 * n), np.int64), np.empty((n + 1, 3), np.int64)
+        return self.links
 
     def program(self, count: int, n: int, shape: int, axes: int) -> Record:
         """Return room for the program of a region of `count` instructions of a tape's `n`.
@@ -121,7 +141,6 @@ class _Room(threading.local):
             self._grow(max(count, self.count), max(n, self.instructions))
         windows = 4 * count + 2
         size = 1 << (windows + windows // 2).bit_length()
-        self.table[:size] = 0
         self.record.words[-3:] = array("q", (shape, axes, size - 1))
         return self.record
 
@@ -130,11 +149,11 @@ class _Room(threading.local):
         lines, windows = count * _LINES, 4 * count + 2
         self.code = np.empty((4, lines), np.int64)
         self.inputs, self.outputs = np.empty((2, windows, _WINDOW + _AXES), np.int64)
-        self.table = np.empty(1 << (windows + windows // 2).bit_length(), np.int64)
+        table = np.zeros(1 << (windows + windows // 2).bit_length(), np.int64)
         value, operands = np.empty(n, np.int64), np.empty((count, 3), np.int64)
         adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
         self.record = Record(
-            *self.code, self.inputs, self.outputs, *self.fixed, self.table, value, operands,
+            *self.code, self.inputs, self.outputs, *self.fixed, table, value, operands,
             *adjoints, self.slots, 0, 0, 0,
         )  # fmt: skip
         values = lines + windows + len(self.fixed[0])
@@ -227,20 +246,20 @@ class Plan:
         self._hosts = host_table(tape)
         self.n, self.start = n, start
         self.first = np.empty(n + 1, np.int64)
-        self._region, self._ties = np.empty((2, n), np.int64)
-        self._outside, self._active, self._entered, self._cleared = np.zeros((4, n), np.uint8)
+        self._region, self._ties = known = np.empty((2, n), np.int64)
+        self._outside, self._active, _, self._cleared = marks = np.zeros((4, n), np.uint8)
         self._own = np.full(len(tape.imports), -1, np.int64)
         self._in_arena = np.zeros(len(tape.imports), np.uint8)
         self._ties[:] = -1
         self._tape = Record(
-            op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, self._region,
-            self._outside, *np.empty((3, 3 * n), np.int64), self._active, self._entered,
-            self._ties, self._own, self._in_arena, start, n,
+            op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, (known,),
+            (_room.operands(n),), (marks,), self._own, self._in_arena, start, n,
         )  # fmt: skip
         regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
         self._ends = np.empty((3, regions), np.int64)
         self._shapes = np.empty((regions, _AXES + 2), np.int64)
-        self._extents = Record(*self._ends, self._shapes, self._shapes[-1])
+        self._extents = Record((self._ends,), self._shapes, 0)
+        self._extents.words[-1] = self._shape_at(regions - 1)
         self.count = _planner()["partition"](
             self._tape.address, _rows().address, self._extents.address, cell, LIMIT
         )
@@ -284,7 +303,7 @@ class Plan:
         """Let go of the tape's columns: the plan serves other tapes, too."""
         self.in_arena = np.flatnonzero(self._in_arena).tolist()
         del self._columns, self._hosts, self._tape, self._ends, self._shapes, self._extents
-        del self._region, self._ties, self._outside, self._active, self._entered, self._cleared
+        del self._region, self._ties, self._outside, self._active, self._cleared
         del self._own, self._in_arena
 
     def _find_imports(self) -> None:
@@ -300,7 +319,7 @@ class Plan:
         self.touched = [False] * len(self.own)
 
     def _list_steps(self) -> None:
-        table, start = np.empty((self.n + 1, 3), np.int64), self.start
+        table, start = _room.steps, self.start
         steps = Record(table)
         count = _planner()["schedule"](self._tape.address, self._extents.address, steps.address)
         for kind, low, high in table[:count].tolist():
@@ -325,14 +344,9 @@ class Plan:
 
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, sums: bool) -> None:
         seeded = self._chosen(seeds)
-        marks = Record(active, seeded.copy())
+        marks = Record(active, seeded)
         _planner()["find_active"](self._tape.address, _rows().address, marks.address)
-        kinds, numbers = (column[self.start : self.start + self.n] for column in self._columns[:2])
-        self._in_arena[numbers[(seeded != 0) & (kinds == INPUT)]] = 1  # adjoints start there, too
-        self._entered[:] = (seeded | self._outside | (kinds == HOST)) != 0
-        # What does not flow on may arrive all the same, but from regions, which know better.
-        arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
-        self._cleared = (self._entered & self._active) | arrives
+        kinds = self._columns[0][self.start : self.start + self.n]
         inside = self._region >= 0
         used = np.zeros(self.count + 1, np.bool_)  # regions that some adjoint flows through
         used[self._region[inside & (self._active != 0)]] = True
@@ -391,7 +405,7 @@ class Plan:
         """Return a region's program for a mode, or None where it would carry nothing out."""
         start, last, axes = self._ends[:, r].tolist()
         shape = self._shapes[r]
-        to = _room.program(last + 1 - start, self.n, address(shape), axes)
+        to = _room.program(last + 1 - start, self.n, self._shape_at(r), axes)
         _planner()["write"](
             self._tape.address, _rows().address, to.address, r, start, last + 1, mode
         )
@@ -408,6 +422,10 @@ class Plan:
                 if high > low
             ]
         return _region(tuple(shape[:axes].tolist()), to)
+
+    def _shape_at(self, r: int) -> int:
+        """Return where the shape of a region lies."""
+        return self._extents.words[3] + r * self._shapes.strides[0]
 
     def _used(self, r: int) -> list[tuple[int, int]]:
         """Return the stretches of adjoints that a region uses up, neighbours together."""

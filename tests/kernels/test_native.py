@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapegrad import execute
 from tapegrad.kernels import cpu, native
 from tapegrad.kernels.frames import with_room
 from tapegrad.kernels.native import LIBRARIES, Library
@@ -64,6 +65,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr(cpu, "__path__", [*cpu.__path__, str(tmp_path)])
     yield source
     sys.modules.pop("tapegrad.kernels.cpu.small", None)
+
+
+def test_all_libraries_are_loaded_as_such() -> None:
+    assert set(execute._NATIVE) == set(LIBRARIES)
 
 
 def file_in(folder: Path, name: str = "regions") -> Path:
@@ -220,6 +225,7 @@ assert "numba" not in sys.modules and not native.failures
 def test_processes_that_compile_at_once_agree(small: Path, folder: Path) -> None:
     program = f"""
 import sys
+from tapegrad import execute
 from tapegrad.kernels import cpu, native
 cpu.__path__.append({str(small.parent)!r})
 native.LIBRARIES["small"] = native.{native.LIBRARIES["small"]!r}
@@ -251,6 +257,10 @@ values = tg.vmap(lambda x, y: np.exp(x) * y)(x, x)
 np.testing.assert_allclose(values, np.exp(x) * x, rtol=1e-14)
 assert not {"numba", "llvmlite"} & set(sys.modules)
 """
+
+
+def test_executors_know_the_libraries_without_importing_what_loads_them() -> None:
+    assert set(execute._NATIVE) == set(native.LIBRARIES)
 
 
 @needs_support
