@@ -176,9 +176,9 @@ def test_batches(row):
         return composed(row, list(x), c, list(w))
 
     program = tg.record(f, operands[:, 0], 1.0, weights[:, 0])
-    same_or_more(program.map.grad(operands.T, c, weights.T).T.ravel(), want)
+    same(program.map.grad(operands.T, c, weights.T).T.ravel(), want)
     mapped = tg.vmap(lambda x, c, w: tg.grad(f)(x, c, w))
-    same_or_more(mapped(operands.T, c, weights.T).T.ravel(), want)
+    same(mapped(operands.T, c, weights.T).T.ravel(), want)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -189,7 +189,8 @@ def test_sparse_derivatives(row):
     same_or_more(program.sparse_jacobian(x).sum(axis=0), want)
     f, x, _ = case(row, 10)
     program = tg.record(f, x)
-    same_or_more(program.sparse_hessian(x).toarray(), tg.hessian(f)(x))
+    with tg.executor("reference"):  # others differ in last digits, which 1 - expit(x) makes first
+        same_or_more(program.sparse_hessian(x).toarray(), tg.hessian(f)(x))
 
 
 @pytest.mark.parametrize("row", ROWS)

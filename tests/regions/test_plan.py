@@ -359,6 +359,12 @@ def test_sums_join_the_region_that_they_close() -> None:
         assert [step.kind for step in found.steps] == [plan.SCALARS, 0]
 
 
+def test_shifted_slices_of_an_argument_share_a_region() -> None:
+    with tg.executor("compiled"):
+        program = tg.record(rosenbrock, point())
+        assert plan_of(program.tape, 0, "values").count == 1
+
+
 def test_what_nothing_depends_on_is_not_computed(planned: Any) -> None:
     with tg.executor("compiled"):
         x = tg.array(point())
