@@ -44,13 +44,14 @@ MANY_OPERATIONS = _LOOP + "gradient = tg.grad(f)(point)" + _CHECK
 COMPILED = _LOOP + "with tg.executor('compiled'): gradient = tg.grad(f)(point)" + _CHECK
 
 
-# Kernels of regions and of their planner alone: compiled, or loaded from Numba's cache.
+# Kernels of regions and of their planner alone: compiled, or loaded from their files.
 REGION_KERNELS = """
 import time
 import tapegrad as tg
 from tapegrad import execute
 start = time.process_time()
 execute.load("regions")
+execute.load("planning")
 value = time.process_time() - start
 """
 

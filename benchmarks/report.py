@@ -258,14 +258,26 @@ def region_ratios(rounds: int) -> tuple[float, float, float]:
     return planning, statistics.median(ratios), times["afresh"] / times["replay"]
 
 
+def tiny_arrays(gradient: bool, rounds: int) -> float:
+    """Return what an instruction on 3x3 arrays takes in a replay, a lane group, in ns."""
+    from .small_arrays import replay_nanoseconds
+
+    pin()
+    return replay_nanoseconds(gradient, rounds=rounds)
+
+
 def regions(effort: Effort) -> Figures:
-    """Array code: planning, threads, and gradients that are recorded afresh."""
+    """Array code: planning, threads, gradients that are recorded afresh, tiny arrays."""
     planning, speedup, afresh = isolated(region_ratios, 2 * effort.rounds + 1)
     yield Figure("planning a gradient, an instruction", planning, "ns", at_most=300)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     speedup = speedup if cores > 1 else math.nan
     yield Figure("w5, one thread over two", speedup, "x", at_least=1.7)
     yield Figure("w3, gradient afresh over its replay", afresh, "x", at_most=1.1)
+    for gradient, what in ((False, "value"), (True, "gradient")):
+        each = isolated(tiny_arrays, gradient, 2 * effort.rounds + 1)
+        label = f"1000 of 3x3, {what}, instruction and lane group"
+        yield Figure(label, each, "ns", at_most=15)
 
 
 def cold_starts(effort: Effort) -> Figures:
@@ -285,7 +297,7 @@ def cold_starts(effort: Effort) -> Figures:
             yield Figure(what, median_cpu(children), "s", at_most=bound)
     for cache, bound in (("warm", 0.4), ("cold", 8.0)):
         seconds = region_kernels(warm=cache == "warm", rounds=rounds)
-        yield Figure(f"kernels of regions, {cache}", seconds, "s", at_most=bound)
+        yield Figure(f"kernels of regions and their planner, {cache}", seconds, "s", at_most=bound)
     # The last ones compiled their kernels, and have to say so in one line.
     lines = statistics.median(len(child.stderr.splitlines()) for child in children)
     yield Figure("lines on stderr while kernels compile", lines, "", at_least=1, at_most=1)

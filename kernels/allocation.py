@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 
-def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
+def allocate(m, op, a, b, c, arity, fixed, kept, last, row, free, code):
     """Drop what nothing needs and give every result a row, as few rows as liveness allows.
 
     Values are numbered: `fixed` constants and in-windows first, which keep the row of their number,
@@ -17,6 +17,8 @@ def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
 
     Parameters
     ----------
+    m : int
+        How many instructions there are.
     op, a, b, c
         Opcode and operands (values) of each instruction.
     arity
@@ -34,13 +36,13 @@ def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
     -------
     (instructions, rows)
     """
-    find_last_uses(op, a, b, c, arity, fixed, kept, last)
-    for value in range(fixed + len(op)):
+    find_last_uses(m, op, a, b, c, arity, fixed, kept, last)
+    for value in range(fixed + m):
         row[value] = value if value < fixed else -1
     rows = fixed
     waiting = 0
     count = 0
-    for i in range(len(op)):
+    for i in range(m):
         if last[fixed + i] < 0:
             continue
         n = arity[op[i]]
@@ -72,17 +74,17 @@ def allocate(op, a, b, c, arity, fixed, kept, last, row, free, code):
     return count, rows
 
 
-def find_last_uses(op, a, b, c, arity, fixed, kept, last):
+def find_last_uses(m, op, a, b, c, arity, fixed, kept, last):
     """Fill in by value which instruction uses it last, the number of all for those kept, or -1."""
-    m = len(op)
     for value in range(fixed + m):
         last[value] = m if kept[value] else -1
     for i in range(m - 1, -1, -1):
         if last[fixed + i] < 0:
             continue
         n = arity[op[i]]
-        last[a[i]] = max(last[a[i]], i)
-        if n > 1:
-            last[b[i]] = max(last[b[i]], i)
-        if n > 2:
-            last[c[i]] = max(last[c[i]], i)
+        if last[a[i]] < i:
+            last[a[i]] = i
+        if n > 1 and last[b[i]] < i:
+            last[b[i]] = i
+        if n > 2 and last[c[i]] < i:
+            last[c[i]] = i

@@ -2,10 +2,9 @@
 
 Importing Numba and loading a kernel from its cache takes half a second, most of which goes into
 what only a compiler needs.  The kernels of regions are called with integers alone (numbers and
-addresses), so their machine code is all that is needed: one file a library, which `llvmlite`, a
-part of Numba, links into the process in some milliseconds.  Where there is no such file, or it
-belongs to other sources, other versions or another processor, it is compiled
-(`kernels/cpu/building.py`).
+addresses), so their machine code is all that is needed: one file a library, which is copied into
+memory and given addresses in a millisecond.  Where there is no such file, or it belongs to other
+sources, other versions or another processor, it is compiled (`kernels/cpu/building.py`).
 
 That leans on the inside of Numba and of CPython, and is tested on Linux for x86-64.  Elsewhere, and
 wherever anything of it fails, Numba compiles and caches the same kernels, as it does all others.
@@ -17,14 +16,20 @@ import ctypes
 import hashlib
 import importlib
 import importlib.util
+import itertools
+import json
+import mmap
 import os
 import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .frames import with_room
 
@@ -33,7 +38,6 @@ FORMAT = 1
 
 _HERE = Path(__file__).parent
 _FASTCALL = 0x0080
-_API = ("PyLong_AsLongLong", "PyLong_FromLongLong", "PyEval_SaveThread", "PyEval_RestoreThread")
 
 
 class Library(NamedTuple):
@@ -57,12 +61,15 @@ class Library(NamedTuple):
     called: dict[str, int]
 
 
-_COMMON = ("native.py", "cpu/building.py", "cpu/jit.py", "cpu/simd.py")
+_COMMON = ("native.py", "cpu/building.py", "cpu/images.py", "cpu/jit.py", "cpu/simd.py")
 LIBRARIES = {
     name: Library(name, (*_COMMON, f"cpu/{name}.py"), {"run": 7}, {"block": 4})
     for name in ("regions", "regions32")
 }
-_PLANNER = ("cpu/planning.py", "cpu/records.py", "allocation.py", "adjoints.py", "opcodes.py")
+_PLANNER = (
+    *("cpu/planning.py", "cpu/writing.py", "cpu/planned.py", "cpu/records.py"),
+    *("allocation.py", "adjoints.py", "opcodes.py"),
+)
 LIBRARIES["planning"] = Library(
     "planning",
     (*_COMMON, *_PLANNER),
@@ -187,22 +194,24 @@ def _file_name(name: str) -> str:
     return f"tapegrad-{name}-{machine}.o"
 
 
-def _machine() -> list[str]:
-    """Return what code is compiled for."""
-    from llvmlite import binding
+@cache
+def _processor() -> str:
+    """Return what the system says of the first processor: its model, and what it can."""
+    told = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = itertools.takewhile(str.strip, file)
+        return "".join([line for line in lines if line.startswith(told)])
 
-    try:
-        features = binding.get_host_cpu_features().flatten()
-    except RuntimeError:  # LLVM does not know them here
-        features = ""
+
+def _machine() -> list[str]:
+    """Return what code is compiled for, and by."""
     # Variables that change what Numba makes of the sources.
     settings = sorted(
         f"{name}={value}"
         for name, value in os.environ.items()
         if name.startswith("NUMBA_") and not name.startswith(("NUMBA_CACHE", "NUMBA_NUM_THREADS"))
     )
-    host = [binding.get_process_triple(), binding.get_host_cpu_name(), features]
-    return [*host, sys.version, _version_of("numba"), _version_of("llvmlite"), *settings]
+    return [_processor(), sys.version, _version_of("numba"), _version_of("llvmlite"), *settings]
 
 
 def _version_of(package: str) -> str:
@@ -225,6 +234,38 @@ def _key(library: Library) -> bytes:
 # -- linking ---------------------------------------------------------------------------------------
 
 
+class Image(NamedTuple):
+    """Machine code as it lies in memory, but for addresses.
+
+    Attributes
+    ----------
+    entries : dict of str to int
+        Where functions start.
+    outer : dict of str to list of int
+        Functions of C and of Python, and the places that are to hold their addresses.
+    relative : ndarray of uint32
+        Places that hold offsets from the start, and are to hold addresses.
+    memory : bytes
+    """
+
+    entries: dict[str, int]
+    outer: dict[str, list[int]]
+    relative: np.ndarray[Any, np.dtype[np.uint32]]
+    memory: bytes
+
+    def to_bytes(self) -> bytes:
+        """Return it as a file has it."""
+        head = [self.entries, self.outer, self.relative.size]
+        return json.dumps(head).encode() + b"\0" + self.relative.tobytes() + self.memory
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Image:
+        """Return what `to_bytes` made."""
+        head, _, rest = content.partition(b"\0")
+        entries, outer, count = json.loads(head)
+        return cls(entries, outer, np.frombuffer(rest, np.uint32, count), rest[4 * count :])
+
+
 class _Method(ctypes.Structure):
     """CPython's description of a function in C."""
 
@@ -240,28 +281,24 @@ def entry_name(kernel: str) -> str:
 
 
 def link(library: Library, code: bytes) -> Kernels:
-    """Link machine code into the process."""
-    from llvmlite import binding
-
-    needed, _, code = code.partition(b"\0")
-    with suppress(RuntimeError):  # which newer versions do by themselves, and refuse
-        binding.initialize()
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    for name in _API:
-        function = getattr(ctypes.pythonapi, name)
-        binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
-    target = binding.Target.from_triple(binding.get_process_triple())
-    machine = target.create_target_machine(codemodel="jitdefault")
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    for name in needed.decode().split():
-        if not binding.address_of_symbol(name):  # LLVM would end the process
-            raise RuntimeError(f"there is no function {name} here")
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _kept.append(engine)
+    """Link machine code, the bytes of an `Image`, into the process."""
+    image = Image.from_bytes(code)
+    memory = mmap.mmap(-1, len(image.memory))
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    content = np.frombuffer(memory, np.uint8)
+    content[: len(image.memory)] = np.frombuffer(image.memory, np.uint8)
+    bytes_of = image.relative[:, None].astype(np.int64) + np.arange(8)
+    content[bytes_of] = (content[bytes_of].view(np.uint64) + np.uint64(start)).view(np.uint8)
+    for name, places in image.outer.items():
+        address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
+        for place in places:
+            memory[place : place + 8] = address.to_bytes(8, "little")
+    size = ctypes.c_size_t(len(memory))
+    if ctypes.pythonapi.mprotect(ctypes.c_void_p(start), size, mmap.PROT_READ | mmap.PROT_EXEC):
+        raise PermissionError("memory may not be made executable")
+    _kept.append((memory, content))
     addresses = {
-        name: engine.get_function_address(entry_name(name))
+        name: start + image.entries[entry_name(name)]
         for name in (*library.entries, *library.called)
     }
     return {**addresses, **{name: _callable(name, addresses[name]) for name in library.entries}}

@@ -2,9 +2,9 @@
 
 Two sets of kernels with the same signatures do the work: the pure-Python reference interpreter,
 which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which take a while to load
-(0.7 s from Numba's cache, seconds to compile).  Small work is answered by the reference; once the
-work done so far would have paid for the loading, the compiled kernels take over, if need be in the
-middle of a sweep: both read and write the same arenas.
+(0.7 s from Numba's cache, seconds to compile; 3 ms for those of regions).  Small work is answered
+by the reference; once the work done so far would have paid for the loading, the compiled kernels
+take over, if need be in the middle of a sweep: both read and write the same arenas.
 
 Array instructions of a tape of some size run in regions (`tapegrad.regions.plan`), many at a time:
 their values are stored only where something needs them, and `evaluate` computes them again where
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .kernels import native, reference
+from .kernels import reference
 from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
@@ -65,6 +65,7 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
+_NATIVE = "regions", "regions32", "planning"  # machine code on disk, which `native` loads
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
@@ -112,7 +113,9 @@ def load(family: str) -> None:
         notice.daemon = True
         notice.start()
         try:
-            if family in native.LIBRARIES:
+            if family in _NATIVE:
+                from .kernels import native
+
                 native.load(family)
                 _loaded[family] = True
                 return
@@ -305,7 +308,8 @@ def _forward_one_by_one(tape: Tape) -> None:
 def _pays(tape: Tape, start: int) -> bool:
     """Whether the instructions from `start` on are worth a plan, and its kernels are there."""
     cells = tape.flushed_cell - (tape.done_cell if start else 0)
-    if cells < REGION_CELLS or not len(tape.d):
+    few = cells < REGION_CELLS and not (tape.replays is not None and tape.replays.planned)
+    if few or not len(tape.d):
         return False
     if not (tape.arena.op.array[start : tape.n] == LANES).any():
         return False
@@ -346,16 +350,21 @@ def forward_scalars(tape: Tape, step: Step) -> None:
     """Compute the scalar instructions of a step, from and in the tape's own arena."""
     arena = tape.arena
     op, a, b, v = arena.op.array, arena.a.array, arena.b.array, arena.v.array
-    position, cell, k = step.start, step.cell, tape.k.array()
+    position, cell, k, loops = step.start, step.cell, tape.k.array(), _loops(tape)
     while position < step.stop:
+        if loops and (loop := loops.starting_at(position)) and loop.stop <= step.stop:
+            loop.forward(k, v)
+            position, cell = loop.stop, cell + loop.size
+            continue
         run = kernels("scalar", step.stop - position)
         stop = min(step.stop, position + run.slice)
+        stop = loops.next_start(position, stop) if loops else stop
         position, cell = run.scalar_forward(op, a, b, k, v, position, stop, cell)
 
 
 def reverse_scalars(tape: Tape, g: Floats, step: Step) -> None:
     """Sweep the scalar instructions of a step backward, with adjoints by cell in `g`."""
-    _reverse_one_by_one(tape, g, step.stop, step.end, step.start)
+    _reverse_one_by_one(tape, g, step.stop, step.end, step.start, loops=_loops(tape))
 
 
 def _step_forward(tape: Tape, step: Step, table: list[int]) -> None:

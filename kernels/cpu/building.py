@@ -23,6 +23,7 @@ from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 
+from tapegrad.kernels.cpu.images import image_of
 from tapegrad.kernels.native import Library, entry_name
 
 _OF_C = {"numba_frexp": "frexp", "numba_gamma": "tgamma", "numba_ldexp": "ldexp"}
@@ -88,12 +89,11 @@ class PartCompiler(Compiler):  # type: ignore[misc]
 def build(library: Library, functions: Mapping[str, Any] | None = None) -> bytes:
     """Return the machine code of a library for `native.link`.
 
-    That is the names of functions that it calls, a zero, and an object file.  The functions of the
-    library are those of its module, or are given.
+    The functions of the library are those of its module, or are given.
     """
     whole = optimised(library, functions)
-    code: bytes = whole.codegen._tm.emit_object(whole.code)
-    return " ".join(whole.needed).encode() + b"\0" + code
+    code = whole.codegen._tm.emit_object(whole.code)
+    return image_of(code, whole.exported).to_bytes()
 
 
 @global_compiler_lock
@@ -106,7 +106,7 @@ def optimised(library: Library, functions: Mapping[str, Any] | None = None) -> W
     context = cpu_target.target_context
     context.refresh()
     whole = Whole(context.codegen(), f"tapegrad_{library.module}")
-    with _without_collection():
+    with _without_collection(), _remembering(cpu_target.typing_context):
         for write, kernels in ((_entry, library.entries), (_address, library.called)):
             for name, arity in kernels.items():
                 function = functions[name]
@@ -128,8 +128,6 @@ class Whole(JITCodeLibrary):  # type: ignore[misc]
     ----------
     exported : set of str
         Functions that are called from elsewhere.
-    needed : list of str
-        Functions of C and of Python that are called.
     """
 
     exported: set[str]
@@ -160,9 +158,7 @@ class Whole(JITCodeLibrary):  # type: ignore[misc]
         made = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False)
         passes, *rest = made if isinstance(made, tuple) else (made,)
         passes.run(self.code, *rest)
-        declared = [f.name for f in self.code.functions if f.is_declaration]
-        self.needed = [name for name in declared if not name.startswith("llvm.")]
-        for name in self.needed:
+        for name in [function.name for function in self.code.functions if function.is_declaration]:
             if name.startswith(("numba", "NRT", "_ZN")):
                 raise RuntimeError(f"{name} would not be there without Numba")
 
@@ -221,6 +217,27 @@ def _call(context: Any, builder: Any, described: Any, arguments: Any) -> Any:
         builder, function, described.restype, described.argtypes, arguments
     )
     return result if described.restype == types.int64 else ir.IntType(64)(0)
+
+
+@contextmanager
+def _remembering(context: Any) -> Iterator[None]:
+    """Let Numba find out once what an operation on operands of some types is, not at each place."""
+    find = context._resolve_user_function_type
+    known: dict[Any, Any] = {}
+
+    def found(function: Any, args: Any, kws: Any, literals: Any = None) -> Any:
+        if isinstance(function, types.Dispatcher) or kws or literals:
+            return find(function, args, kws, literals)
+        key = function, args
+        if key not in known:
+            known[key] = find(function, args, kws)
+        return known[key]
+
+    context._resolve_user_function_type = found
+    try:
+        yield
+    finally:
+        del context._resolve_user_function_type
 
 
 @contextmanager

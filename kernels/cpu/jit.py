@@ -82,7 +82,11 @@ def part(function: Callable[..., Any]) -> Any:
         from .building import PartCompiler
 
         options["pipeline_class"] = PartCompiler
-    return njit(**options)(function)
+    made = njit(**options)(function)
+    compile_for = made.compile
+    # Numba would compile it again for each number that it is called with.
+    made.compile = lambda signature: compile_for(tuple(map(types.unliteral, signature)))
+    return made
 
 
 def alone(function: Callable[..., Any]) -> Any:

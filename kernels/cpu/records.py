@@ -1,7 +1,8 @@
-"""Arrays at addresses, for kernels that are called with integers alone.
+"""Numbers at addresses, for kernels that are called with integers alone.
 
-A record is a run of 64-bit words: for each array its address and its length, for each number the
-number itself.  `tapegrad.kernels.packing.packed` writes one.
+A record is a run of 64-bit words: addresses of numbers that lie one behind another, and integers.
+In kernels its fields have names: `record.field[i]` is a number, or the row of a table, which
+`record.field[i, j]` is a number of.  Nothing of this has a length, so nothing is checked.
 """
 
 # Types are left to the compiler, which needs none.
@@ -9,54 +10,141 @@ number itself.  `tapegrad.kernels.packing.packed` writes one.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
+from numba.core.imputils import lower_builtin, lower_getattr_generic
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    AttributeTemplate,
+    infer_getattr,
+    infer_global,
+    signature,
+)
+from numba.extending import intrinsic, models, register_model
+
+_WORD = ir.IntType(64)
 
 
-def _made(context: Any, builder: Any, kind: Any, words: Any, place: Any, columns: Any) -> Any:
-    """Return an array of Numba: its address and length stand in a record."""
-    integer = ir.IntType(64)
-    record = builder.inttoptr(words, integer.as_pointer())
-    address, length = (
-        builder.load(builder.gep(record, [builder.add(place, integer(k))])) for k in (0, 1)
+class Numbers(types.Type):  # type: ignore[misc]
+    """The type of an address where numbers of a type lie, as a table if it has `columns`."""
+
+    def __init__(self, number: types.Type, columns: int = 0) -> None:
+        self.number, self.columns = number, columns
+        super().__init__(name=f"Numbers({number}, {columns})")
+
+    def at(self, index: types.Type) -> types.Type | None:
+        """Return what is found at an index: a number, or a row."""
+        if isinstance(index, types.BaseTuple):
+            pair = (
+                self.columns
+                and len(index) == 2
+                and all(isinstance(i, types.Integer) for i in index)
+            )
+            return self.number if pair else None
+        if not isinstance(index, types.Integer):
+            return None
+        return Numbers(self.number) if self.columns else self.number
+
+
+class Record(types.Type):  # type: ignore[misc]
+    """The type of the address of a record: its fields by name, in their order."""
+
+    def __init__(self, name: str, fields: dict[str, types.Type]) -> None:
+        self.fields = fields
+        super().__init__(name=f"Record({name}, {fields})")
+
+
+for _type in (Numbers, Record):
+    register_model(_type)(
+        type(
+            "_Model",
+            (models.PrimitiveModel,),
+            {
+                "__init__": lambda self, manager, kind: models.PrimitiveModel.__init__(
+                    self, manager, kind, _WORD
+                )
+            },
+        )
     )
-    made = context.make_array(kind)(context, builder)
-    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-    shape, strides = [length], [integer(size)]
-    if columns is not None:
-        shape = [builder.sdiv(length, columns), columns]
-        strides = [builder.mul(columns, integer(size)), integer(size)]
-    populate_array(
-        made,
-        data=builder.inttoptr(address, context.get_data_type(kind.dtype).as_pointer()),
-        shape=shape,
-        strides=strides,
-        itemsize=integer(size),
-        meminfo=None,
-    )
-    return made._getvalue()
 
 
-@intrinsic  # type: ignore[misc]
-def array_at(typingctx: Any, words: Any, place: Any, number: Any) -> Any:
-    """Return the array whose address and length stand at a place of a record."""
+def record(name: str, **fields: types.Type) -> Any:
+    """Return the function for kernels that turns the address of a record into what has fields."""
+    kind = Record(name, fields)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _made(context, builder, sig.return_type, args[0], args[1], None)
+    @intrinsic  # type: ignore[misc]
+    def at(typingctx: Any, address: Any) -> Any:
+        return kind(types.int64), lambda context, builder, sig, args: args[0]
 
-    return types.Array(number.dtype, 1, "C")(types.int64, types.int64, number), emit
+    return at
 
 
-@intrinsic  # type: ignore[misc]
-def table_at(typingctx: Any, words: Any, place: Any, columns: Any, number: Any) -> Any:
-    """Return the array of so many columns whose address and length stand at a place of a record."""
+@infer_getattr
+class _Fields(AttributeTemplate):  # type: ignore[misc]
+    key = Record
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _made(context, builder, sig.return_type, *args[:3])
+    def generic_resolve(self, kind: Any, field: str) -> Any:
+        return kind.fields.get(field)
 
-    kind = types.Array(number.dtype, 2, "C")
-    return kind(types.int64, types.int64, types.int64, number), emit
+
+@lower_getattr_generic(Record)  # type: ignore[misc]
+def _field(context: Any, builder: Any, kind: Any, value: Any, field: str) -> Any:
+    pointer = builder.inttoptr(value, _WORD.as_pointer())
+    return builder.load(builder.gep(pointer, [_WORD(list(kind.fields).index(field))]))
+
+
+@infer_global(operator.getitem)
+class _Get(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        numbers, index = args
+        result = numbers.at(index) if isinstance(numbers, Numbers) else None
+        return result and signature(result, numbers, index)
+
+
+@infer_global(operator.setitem)
+class _Set(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        numbers, index, value = args
+        if isinstance(numbers, Numbers) and numbers.at(index) == numbers.number:
+            return signature(types.none, numbers, index, value)
+        return None
+
+
+def _place(context: Any, builder: Any, kinds: Any, args: Any) -> Any:
+    """Return the address of what is found at an index."""
+    (numbers, index), (start, at) = kinds[:2], args[:2]
+    if isinstance(index, types.BaseTuple):
+        parts = [builder.extract_value(at, k) for k in (0, 1)]
+        row, column = (
+            context.cast(builder, part, kind, types.int64)
+            for part, kind in zip(parts, index, strict=True)
+        )
+        place = builder.add(builder.mul(row, _WORD(numbers.columns)), column)
+    else:
+        place = context.cast(builder, at, index, types.int64)
+        if numbers.columns:
+            place = builder.mul(place, _WORD(numbers.columns))
+    size = numbers.number.bitwidth // 8
+    return builder.add(start, builder.mul(place, _WORD(size)))
+
+
+@lower_builtin(operator.getitem, Numbers, types.Any)  # type: ignore[misc]
+def _load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    place = _place(context, builder, sig.args, args)
+    if isinstance(sig.return_type, Numbers):
+        return place
+    kind = context.get_data_type(sig.return_type)
+    return builder.load(builder.inttoptr(place, kind.as_pointer()))
+
+
+@lower_builtin(operator.setitem, Numbers, types.Any, types.Any)  # type: ignore[misc]
+def _store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    number = sig.args[0].number
+    place = _place(context, builder, sig.args, args)
+    value = context.cast(builder, args[2], sig.args[2], number)
+    pointer = builder.inttoptr(place, context.get_data_type(number).as_pointer())
+    builder.store(value, pointer)
+    return context.get_dummy_value()

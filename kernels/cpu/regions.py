@@ -1387,430 +1387,604 @@ def block(code, instructions, rows, lanes):
         z = word(rows, read_u16(at + 8))
         # add
         if o == 5:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) + load(y + m)
                 store(r + m, value)
+                m += VECTOR
         # subtract
         elif o == 8:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) - load(y + m)
                 store(r + m, value)
+                m += VECTOR
         # multiply
         elif o == 11:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * load(y + m)
                 store(r + m, value)
+                m += VECTOR
         # divide
         elif o == 14:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) / load(y + m)
                 store(r + m, value)
+                m += VECTOR
         # negative
         elif o == 17:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = -load(x + m)
                 store(r + m, value)
+                m += VECTOR
         # positive, conjugate, stop_gradient
         elif o == 18 or o == 19 or o == 25:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m)
                 store(r + m, value)
+                m += VECTOR
         # absolute, fabs
         elif o == 20 or o == 21:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = fabs(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # copysign
         elif o == 23:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.copysign(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # float32
         elif o == 24:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.single(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # power
         elif o == 26:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vpower(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # integer_power
         elif o == 29:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = integer_power_of_lanes(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # square
         elif o == 31:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 value = xm * xm
                 store(r + m, value)
+                m += VECTOR
         # reciprocal
         elif o == 32:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = 1 / load(x + m)
                 store(r + m, value)
+                m += VECTOR
         # sqrt
         elif o == 33:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.sqrt(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # cbrt
         elif o == 34:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vcbrt(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # hypot
         elif o == 35:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vhypot(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # exp
         elif o == 36:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vexp(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # exp2
         elif o == 37:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vexp2(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # expm1
         elif o == 38:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vexpm1(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # log
         elif o == 39:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlog(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # log2
         elif o == 40:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlog2(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # log10
         elif o == 41:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlog10(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # log1p
         elif o == 42:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlog1p(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # logaddexp
         elif o == 43:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlogaddexp(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # logaddexp2
         elif o == 44:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlogaddexp2(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # sin
         elif o == 45:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vsin(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # cos
         elif o == 46:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vcos(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # tan
         elif o == 47:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vtan(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arcsin
         elif o == 48:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varcsin(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arccos
         elif o == 49:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varccos(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arctan
         elif o == 50:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varctan(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arctan2
         elif o == 51:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varctan2(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # degrees
         elif o == 52:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * DEGREES_PER_RADIAN
                 store(r + m, value)
+                m += VECTOR
         # radians
         elif o == 53:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * RADIANS_PER_DEGREE
                 store(r + m, value)
+                m += VECTOR
         # sinh
         elif o == 54:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vsinh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # cosh
         elif o == 55:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vcosh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # tanh
         elif o == 56:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vtanh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arcsinh
         elif o == 57:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varcsinh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arccosh
         elif o == 58:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varccosh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # arctanh
         elif o == 59:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = varctanh(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # floor
         elif o == 60:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.floor(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # ceil
         elif o == 61:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.ceil(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # trunc, modf_integral
         elif o == 62 or o == 68:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.trunc(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # rint
         elif o == 63:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.rint(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # maximum
         elif o == 74:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 ym = load(y + m)
                 value = select((xm >= ym) | (xm != xm), xm, ym)
                 store(r + m, value)
+                m += VECTOR
         # minimum
         elif o == 77:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 ym = load(y + m)
                 value = select((xm <= ym) | (xm != xm), xm, ym)
                 store(r + m, value)
+                m += VECTOR
         # fmax
         elif o == 80:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 ym = load(y + m)
                 value = select((xm >= ym) | (ym != ym), xm, ym)
                 store(r + m, value)
+                m += VECTOR
         # fmin
         elif o == 83:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 ym = load(y + m)
                 value = select((xm <= ym) | (ym != ym), xm, ym)
                 store(r + m, value)
+                m += VECTOR
         # equal
         elif o == 86:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) == load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # not_equal
         elif o == 89:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) != load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # less
         elif o == 92:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) < load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # less_equal
         elif o == 95:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) <= load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # greater
         elif o == 98:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) > load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # greater_equal
         elif o == 101:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) >= load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # isnan
         elif o == 104:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 value = simd.as_numbers(xm != xm)
                 store(r + m, value)
+                m += VECTOR
         # isinf
         elif o == 105:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(fabs(load(x + m)) == inf)
                 store(r + m, value)
+                m += VECTOR
         # isfinite
         elif o == 106:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(fabs(load(x + m)) < inf)
                 store(r + m, value)
+                m += VECTOR
         # signbit
         elif o == 107:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(simd.copysign(1.0, load(x + m)) < 0.0)
                 store(r + m, value)
+                m += VECTOR
         # logical_and
         elif o == 108:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers((load(x + m) != 0.0) & (load(y + m) != 0.0))
                 store(r + m, value)
+                m += VECTOR
         # logical_or
         elif o == 111:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers((load(x + m) != 0.0) | (load(y + m) != 0.0))
                 store(r + m, value)
+                m += VECTOR
         # logical_xor
         elif o == 114:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers((load(x + m) != 0.0) ^ (load(y + m) != 0.0))
                 store(r + m, value)
+                m += VECTOR
         # logical_not
         elif o == 117:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = simd.as_numbers(load(x + m) == 0.0)
                 store(r + m, value)
+                m += VECTOR
         # where
         elif o == 118:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = select(load(x + m) != 0.0, load(y + m), load(z + m))
                 store(r + m, value)
+                m += VECTOR
         # heaviside
         elif o == 119:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 value = select(
                     xm != xm, xm, select(xm == 0.0, load(y + m), select(xm > 0.0, 1.0, 0.0))
                 )
                 store(r + m, value)
+                m += VECTOR
         # erf
         elif o == 122:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = verf(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # erfc
         elif o == 123:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = verfc(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # expit
         elif o == 128:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vexpit(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # logit
         elif o == 129:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlogit(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # log_expit
         elif o == 130:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vlog_expit(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # softplus
         elif o == 131:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vsoftplus(load(x + m))
                 store(r + m, value)
+                m += VECTOR
         # xlogy
         elif o == 132:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vxlogy(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # xlog1py
         elif o == 133:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vxlog1py(load(x + m), load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # adjoint_multiply
         elif o == 136:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 value = select(xm == 0.0, 0.0, xm * load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # adjoint_divide
         elif o == 139:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 xm = load(x + m)
                 value = select(xm == 0.0, 0.0, xm / load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # multiply_add
         elif o == 142:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * load(y + m) + load(z + m)
                 store(r + m, value)
+                m += VECTOR
         # multiply_subtract
         elif o == 143:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * load(y + m) - load(z + m)
                 store(r + m, value)
+                m += VECTOR
         # subtract_product
         elif o == 144:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(z + m) - load(x + m) * load(y + m)
                 store(r + m, value)
+                m += VECTOR
         # multiply_thrice
         elif o == 145:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) * load(y + m) * load(z + m)
                 store(r + m, value)
+                m += VECTOR
         # add_thrice
         elif o == 146:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = load(x + m) + load(y + m) + load(z + m)
                 store(r + m, value)
+                m += VECTOR
         # negative_product
         elif o == 147:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = -(load(x + m) * load(y + m))
                 store(r + m, value)
+                m += VECTOR
         # exp_negative_product
         elif o == 150:
-            for m in range(0, stop, VECTOR):
+            m = 0
+            while m < stop:
                 value = vexp(-(load(x + m) * load(y + m)))
                 store(r + m, value)
+                m += VECTOR
         else:
             for m in range(0, NUMBER * lanes, NUMBER):
                 value = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
                 write_number(r + m, value)
             for m in range(NUMBER * lanes, stop, NUMBER):
                 write_number(r + m, read_number(r))
+
+
+@helper
+def smaller(i, j):
+    """Return the smaller integer; Numba's own `min` takes many times as long to compile."""
+    return i if i < j else j
+
+
+@helper
+def larger(i, j):
+    """Return the larger integer."""
+    return i if i > j else j
 
 
 @helper
@@ -1964,7 +2138,7 @@ def bring(d, w, buffers, lane, lanes, row):
     done = 0
     while done < lanes:
         place, run = locate(d, w, lane + done)
-        run = min(run, lanes - done)
+        run = smaller(run, lanes - done)
         to = row + NUMBER * done
         if index:
             for i in range(run):
@@ -1987,7 +2161,7 @@ def carry(d, w, target, index, how, lane, lanes, row):
     done = 0
     while done < lanes:
         place, run = locate(d, w, lane + done)
-        run = min(run, lanes - done)
+        run = smaller(run, lanes - done)
         source = row + NUMBER * done
         to = target + NUMBER * place
         if index:
@@ -2049,7 +2223,7 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
     pitch = NUMBER * block + PAD
     for r in range(word(d, ROWS)):
         write_i64(rows + 8 * r, first + r * pitch)
-    lanes = min(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
+    lanes = smaller(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
     for r in range(word(d, CONSTANTS)):
         fill(first + r * pitch, read_number(word(d, VALUES) + NUMBER * r), lanes)
     w = d + HEADER_BYTES
@@ -2110,7 +2284,7 @@ def owned(d, w, lane, lanes, stop):
     """Return how many lanes of an overlapping window stay inside their chunk."""
     if stop == word(d, SIZE):
         return lanes
-    return max(0, min(lanes, stop - lane - word(w, SHIFT)))
+    return larger(0, smaller(lanes, stop - lane - word(w, SHIFT)))
 
 
 @helper
@@ -2168,7 +2342,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             # Each lane of the vector has the same lanes of the chunk, wherever blocks begin.
             sums = word(buffers, word(w, EXTRA)) + VECTOR * c
             place = (lane - c * word(d, CHUNK)) % WIDTH
-            before = min(-place % WIDTH, lanes)
+            before = smaller(-place % WIDTH, lanes)
             join(sums + NUMBER * place, row, before, how)
             row += NUMBER * before
             rest = lanes - before
@@ -2187,7 +2361,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
         elif kind == PRIVATE:
             extent = word(w, EXTENT)
             private = word(buffers, word(w, EXTRA)) + NUMBER * (c * extent - word(w, LOW))
-            carry(d, w, private, 0, max(how, ADD), lane, lanes, row)
+            carry(d, w, private, 0, larger(how, ADD), lane, lanes, row)
         elif kind == LATER:
             copy(word(buffers, word(w, EXTRA)) + NUMBER * lane, row, lanes)
         else:
@@ -2222,15 +2396,15 @@ def lanes_before_line(d, buffers, lane):
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
-    stop = min(word(d, SIZE), start + word(d, CHUNK))
+    stop = smaller(word(d, SIZE), start + word(d, CHUNK))
     first = scratch + (8 * word(d, ROWS) + VECTOR - 1) // VECTOR * VECTOR
     open_chunk(d, buffers, c, start, stop, scratch, first)
     lane = start
     while lane < stop:
-        lanes = min(word(d, BLOCK), stop - lane)
+        lanes = smaller(word(d, BLOCK), stop - lane)
         if lane == start and word(d, PEELED):
             before = lanes_before_line(d, buffers, lane)
-            lanes = min(before, lanes) if before else lanes
+            lanes = smaller(before, lanes) if before else lanes
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
         own = word(d, OWN)
@@ -2284,7 +2458,7 @@ def finish(d, buffers):
                 clear(d, w, buffers)
             aside = word(buffers, word(w, EXTRA))
             index = index_of(w, buffers)
-            carry(d, w, target, index, max(how, ADD), 0, word(d, SIZE), aside)
+            carry(d, w, target, index, larger(how, ADD), 0, word(d, SIZE), aside)
         elif kind == LEAD:
             halo = word(w, HALO)
             for c in range(chunks - 1):

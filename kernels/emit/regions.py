@@ -188,7 +188,7 @@ def _case(opcode: Opcode, single: bool) -> list[str]:
         lines += [f"value = {call}(", f"    {arguments[:-1]}", ")", "store(r + m, value)"]
     else:
         lines += [f"value = {text}", "store(r + m, value)"]
-    return ["for m in range(0, stop, VECTOR):", *("    " + line for line in lines)]
+    return ["m = 0", "while m < stop:", *("    " + line for line in [*lines, "m += VECTOR"])]
 
 
 def in_vectors(row: Row, single: bool) -> ast.expr:

@@ -225,8 +225,8 @@ def _matmul_vjp(g: Any, out: Any, x: Any, y: Any) -> tuple[Any, Any]:
             np.matmul(g[..., None, :], x)[..., 0, :] if x.ndim > 2 else g @ x, y.shape
         )
         return g[..., :, None] * y, to_y
-    to_x = np.matmul(g, y.swapaxes(-1, -2))
-    to_y = np.matmul(x.swapaxes(-1, -2), g)
+    to_x = np.matmul(g, np.swapaxes(y, -1, -2))
+    to_y = np.matmul(np.swapaxes(x, -1, -2), g)
     return unbroadcast(to_x, x.shape), unbroadcast(to_y, y.shape)
 
 

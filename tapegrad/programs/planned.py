@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import execute
 from ..host import HostCall
-from ..kernels.opcodes import CONST, INPUT, LANES
+from ..kernels.opcodes import CONST, HOST, INPUT, LANES
 from ..regions import straight, threads
 from ..regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from ..regions.region import Region
@@ -37,11 +37,19 @@ Call = Callable[[], Any]
 
 
 def is_plannable(tape: Tape, ports: Sequence[Input | Output]) -> bool:
-    """Whether a tape with arrays is short of numbers, and all that it calls is NumPy's."""
+    """Whether a tape with arrays is short of numbers, and calls NumPy only."""
     if tape.code or tape.lent or sum([port.size for port in ports]) > NUMBERS:
         return False
-    arrays = (tape.arena.op.array[: tape.n] == LANES).any()
-    return bool(arrays) and all([type(call) is HostCall for call in tape.hosts])
+    op = tape.arena.op.array[: tape.n]
+    arrays = ((op == LANES) | (op == HOST)).any()
+    return bool(arrays) and all(map(_is_structural, tape.hosts))
+
+
+def _is_structural(call: Any) -> bool:
+    """Whether a host instruction is a row of the table, and calls no code of a user."""
+    from ..ops.structural import STRUCTURAL
+
+    return type(call) is HostCall and STRUCTURAL.get(call.row.name) is call.row
 
 
 class Planned(Ready):
@@ -140,8 +148,8 @@ class Planned(Ready):
 
     def replays_until_due(self) -> int:
         """Return how many replays take as long as giving its regions code of their own."""
-        cost = sum([c for c in map(straight.cost, self._regions) if c < math.inf])
-        if cost == 0.0 or any([region.lowered.straight for region in self._regions]):
+        cost = sum([c for c in map(straight.at_least, self._regions) if c < math.inf])
+        if cost == 0.0:
             return sys.maxsize
         start = perf_counter()
         for call in self._gradient or self._forward:

@@ -145,11 +145,12 @@ class Ready:
 
     def stretch(self, tape: Tape, start: int, stop: int, cell: int, parts: int) -> Call:
         """Return the call that sweeps some scalar instructions, the first of which owns `cell`."""
-        steps, _ = _steps(tape, None, self.parts, start, stop, cell)
+        assert tape.replays is not None
+        steps, parameters = _steps(tape, tape.replays.rolled, self.parts, start, stop, cell)
         words = self._held[0].copy()
         words[self.parts.STEPS], words[self.parts.STEP_COUNT] = execute.address(steps), len(steps)
         call = functools.partial(direct(self._replay), execute.address(words), parts)
-        self._stretches.append((words, steps))
+        self._stretches.append((words, steps, parameters))
         return call
 
 
@@ -176,7 +177,7 @@ def _steps(
     parameters: list[Any] = []
     while position < end:
         body = loops.starting_at(position) if loops else None
-        if body is None:
+        if body is None or body.stop > end:
             stop = min(position + SLICE, loops.next_start(position, end) if loops else end)
             next_cell = cell + int(cells[position:stop].sum())
             rows.append([*interpreters, 0, 0, position, stop, cell, next_cell, 0, 0, 0])

@@ -209,11 +209,13 @@ class Recorded:
             replays = self.tape.replays
             assert replays is not None
             if replays.rolled is None:
+                due = self._calls is not None or replays.count >= READY_AFTER
                 replays.compile(self.tape)
                 renamed = None if replays.rolled else reorder(self.tape)
                 if renamed is not None:
                     self._rename(renamed).compile(self.tape)
-                self._make_ready()
+                if due or is_small(self.tape):
+                    self._make_ready_or_later()
         return self
 
     # -- inside ----------------------------------------------------------------------------------
@@ -373,8 +375,13 @@ class Recorded:
         replays.count += 1
         if replays.rolled is None and (replays.due or (calls is not None and calls.spent)):
             self.compile()
-        elif replays.count == READY_AFTER and not self._make_ready():
-            replays.count = 0
+        elif replays.count == READY_AFTER:
+            self._make_ready_or_later()
+
+    def _make_ready_or_later(self) -> None:
+        if not self._make_ready():
+            assert self.tape.replays is not None
+            self.tape.replays.count = 0
 
     def _make_ready(self) -> bool:
         """Write the replay of a small program down as calls, which later ones then are.
@@ -405,7 +412,7 @@ class Recorded:
             execute.evaluate(tape)
             ready = Planned(tape, self.decisions, inputs, outputs, self._needed())
             left = ready.replays_until_due()
-            callable_ = ready.works
+            callable_ = replays.planned = ready.works
         else:
             return True
         if callable_:

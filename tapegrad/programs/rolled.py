@@ -49,11 +49,13 @@ class Replays:
         The loops, once they are compiled.
     ready : Ready or None
         The sweeps as single calls, of a small tape.
+    planned : bool
+        Whether there are plans, even where the tape has few cells.
     count : int
         How often the tape was swept otherwise.
     """
 
-    __slots__ = ("_is_output", "count", "ready", "rolled", "seconds")
+    __slots__ = ("_is_output", "count", "planned", "ready", "rolled", "seconds")
 
     def __init__(self, cells: int, outputs: Any) -> None:
         self._is_output = np.zeros(cells, np.bool_)
@@ -61,6 +63,7 @@ class Replays:
         self.seconds, self.count = 0.0, 0
         self.rolled: Rolled | None = None
         self.ready: Ready | None = None
+        self.planned = False
 
     def start_from(self, cells: Any, size: int) -> bool:
         """Whether a reverse sweep may start from these cells, or from a run of `size` cells."""

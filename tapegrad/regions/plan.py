@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import adjoints, native
+from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from ..host import HostCall
     from ..tape import Tape
 
-LIMIT = 512
-"""Instructions of a region: more rows would not stay in the cache."""
+LIMIT = 512 * 128
+"""Instructions of a region, times the lanes of a block: more rows would not stay in the cache.
+
+Arrays of few lanes, the least that are counted being those of a vector, may have more of them."""
 
 OWN = 256
 """Elements from which an import has buffers of its own, and is neither copied nor cleared."""
@@ -83,7 +85,7 @@ class Record:
     Attributes
     ----------
     words : array of int
-        For each array its address and its length, for each integer itself.
+        For each array its address, for each integer itself.
     address : int
         Where they lie.
     """
@@ -97,7 +99,7 @@ class Record:
             if isinstance(field, int):
                 self.words.append(field)
             else:
-                self.words.extend((address(field), field.size))
+                self.words.append(address(field))
         self.address = self.words.buffer_info()[0]
 
 
@@ -120,9 +122,7 @@ class _Room(threading.local):
         windows = 4 * count + 2
         size = 1 << (windows + windows // 2).bit_length()
         self.table[:size] = 0
-        self.record.words[17] = size
-        self.record.words[28] = shape
-        self.record.words[30] = axes
+        self.record.words[-3:] = array("q", (shape, axes, size - 1))
         return self.record
 
     def _grow(self, count: int, n: int) -> None:
@@ -135,7 +135,7 @@ class _Room(threading.local):
         adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
         self.record = Record(
             *self.code, self.inputs, self.outputs, *self.fixed, self.table, value, operands,
-            *adjoints, self.slots, self.slots, 0,
+            *adjoints, self.slots, 0, 0, 0,
         )  # fmt: skip
         values = lines + windows + len(self.fixed[0])
         self.final = np.empty((lines, 5), np.uint16)
@@ -145,6 +145,8 @@ class _Room(threading.local):
 @cache
 def _planner() -> dict[str, Callable[..., int]]:
     """Load the planner's kernels."""
+    from ..kernels import native
+
     found: dict[str, Callable[..., int]] = native.load("planning")
     return found
 
@@ -238,7 +240,7 @@ class Plan:
         regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
         self._ends = np.empty((3, regions), np.int64)
         self._shapes = np.empty((regions, _AXES + 2), np.int64)
-        self._extents = Record(*self._ends, self._shapes)
+        self._extents = Record(*self._ends, self._shapes, self._shapes[-1])
         self.count = _planner()["partition"](
             self._tape.address, _rows().address, self._extents.address, cell, LIMIT
         )
@@ -325,7 +327,8 @@ class Plan:
         seeded = self._chosen(seeds)
         marks = Record(active, seeded.copy())
         _planner()["find_active"](self._tape.address, _rows().address, marks.address)
-        kinds = self._columns[0][self.start : self.start + self.n]
+        kinds, numbers = (column[self.start : self.start + self.n] for column in self._columns[:2])
+        self._in_arena[numbers[(seeded != 0) & (kinds == INPUT)]] = 1  # adjoints start there, too
         self._entered[:] = (seeded | self._outside | (kinds == HOST)) != 0
         # What does not flow on may arrive all the same, but from regions, which know better.
         arrives = (seeded != 0) | (self._outside & _BY_OTHERS != 0) | (kinds == HOST)
@@ -396,7 +399,7 @@ class Plan:
             return None
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
-            imports = Record(np.array(self._sizes, np.int64), touched, blank)
+            imports = Record(np.array(self._sizes, np.int64), touched, blank, len(self.own))
             _planner()["choose_sets"](to.address, imports.address)
             step.blanks = [
                 (own, low, high)
@@ -568,4 +571,4 @@ def plan_of(
     return found
 
 
-assert FIRST_ROW == 5  # kernels/cpu/planning.py has the structural opcodes written out
+assert FIRST_ROW == 5  # kernels/cpu/planned.py has the structural opcodes written out

@@ -416,7 +416,7 @@ def allocated(
     last, row, free = (np.empty(fixed + m + 1, np.int64) for _ in range(3))
     code = np.empty((m, 5), np.int64)
     plain = [x.tolist() for x in (op, a, b, c, ARITIES)]
-    count, rows = allocate(*plain, fixed, kept.tolist(), last, row, free, code)
+    count, rows = allocate(m, *plain, fixed, kept.tolist(), last, row, free, code)
     if rows > 0xFFFF:
         raise RegionTooLarge(f"a region of {rows} rows: cut it, it may have 65535 at most")
     return code[:count].astype(np.uint16), row, rows

@@ -28,18 +28,26 @@ _compiled: dict[Any, int] = {}
 _lock = threading.Lock()
 
 
+def at_least(region: Region) -> float:
+    """Return what compiling costs without the functions that are called, which is soon known."""
+    if not 0 < len(region.tried) <= LONGEST:
+        return np.inf
+    return LEAST + _PER_INSTRUCTION * len(region.tried)
+
+
 def cost(region: Region) -> float:
     """Return the seconds that compiling takes, about; infinite where it is not to be done."""
     from ..kernels.emit import straight, writing
 
-    if not 0 < len(region.tried) <= LONGEST:
-        return np.inf
+    least = at_least(region)
+    if least == np.inf:
+        return least
     with writing:
         opcodes = frozenset(region.tried[:, 0].tolist())
         if not straight.can_emit(opcodes):
             return np.inf
         seconds: float = _PER_FUNCTION * straight.functions(opcodes)
-    return LEAST + _PER_INSTRUCTION * len(region.tried) + seconds
+    return least + seconds
 
 
 def compile_region(region: Region, uniform: frozenset[int]) -> int:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import at_caller
-from ..kernels import native
 from . import straight
 from .lowering import Lowered
 from .region import Region
@@ -184,6 +183,8 @@ _kernels: dict[str, tuple[Any, int]] = {}
 
 def load_kernel(real: str = "float64") -> tuple[Any, int]:
     """Load the compiled executor: its entry, and the address that it asks for."""
+    from ..kernels import native
+
     found = native.load("regions32" if real == "float32" else "regions")
     _kernels[real] = found["run"], found["block"]
     return _kernels[real]
@@ -259,8 +260,9 @@ def specialise(region: Region) -> None:
 
 def room_for(region: Region) -> int:
     """Return how many bytes `prepared` needs to run a region."""
-    lowered = region.lowered or lower(region)
-    return lowered.scratch + lowered.extra
+    lowered: Lowered = region.lowered or lower(region)
+    size: int = lowered.scratch + lowered.extra
+    return size
 
 
 def room(size: int) -> np.ndarray[Any, Any]:
@@ -297,7 +299,7 @@ def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[]
 
 
 def _table(region: Region, lowered: Lowered, addresses: list[int], extra: int) -> array[int]:
-    """Return the addresses of all buffers, those from `extra` on, which the executor needs, last."""
+    """Return the addresses of all buffers, last those that the executor needs, from `extra` on."""
     table = array("q", addresses)
     del table[region.buffers :]
     table.extend([extra + offset for offset in lowered.extras])

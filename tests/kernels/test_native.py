@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapegrad import execute
 from tapegrad.kernels import cpu, native
 from tapegrad.kernels.frames import with_room
 from tapegrad.kernels.native import LIBRARIES, Library
@@ -174,7 +175,8 @@ def _raise(*_: Any) -> None:
 
 
 def _give_garbage(*_: Any) -> bytes:
-    return b"no_such_function\0no object file"
+    image = native.Image({}, {"no_such_function": [0]}, np.empty(0, np.uint32), bytes(8))
+    return image.to_bytes()
 
 
 @pytest.mark.parametrize("how", ["build", "garbage", "link", "source", "platform", "folder"])
@@ -232,6 +234,40 @@ assert native.load("small")["total"](5, 2, 1) == 5 and not native.failures
     assert len(list(folder.glob("tapegrad-small-*"))) == 1
 
 
+CACHE = os.environ.get("NUMBA_CACHE_DIR", "")
+"""Where compiled kernels are found by other tests, too."""
+
+WARM = """
+import sys
+import numpy as np
+import tapegrad as tg
+from tapegrad import execute
+if len(sys.argv) > 1:
+    execute.load(sys.argv[1])
+    sys.exit()
+x = np.linspace(0.1, 3.0, 1_000_000)
+gradient = tg.grad(lambda x: np.sum(np.sin(x) * x))(x)
+np.testing.assert_allclose(gradient, np.sin(x) + x * np.cos(x), rtol=1e-14, atol=1e-14)
+values = tg.vmap(lambda x, y: np.exp(x) * y)(x, x)
+np.testing.assert_allclose(values, np.exp(x) * x, rtol=1e-14)
+assert not {"numba", "llvmlite"} & set(sys.modules)
+"""
+
+
+def test_executors_know_the_libraries_without_importing_what_loads_them() -> None:
+    assert set(execute._NATIVE) == set(native.LIBRARIES)
+
+
+@needs_support
+def test_the_first_gradient_of_arrays_imports_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    if CACHE:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
+    for family in ("regions", "planning"):
+        run(WARM, family)  # compiled, if it never was
+    run(WARM)
+
+
 GRADIENTS = """
 import sys
 import numpy as np
@@ -267,10 +303,6 @@ def test_numba_compiles_the_same_kernels(tmp_path: Path, monkeypatch: pytest.Mon
     quarter = results[0].size // 4
     for i in range(1, 4):
         np.testing.assert_array_equal(results[0][:quarter], results[0][i * quarter :][:quarter])
-
-
-CACHE = os.environ.get("NUMBA_CACHE_DIR", "")
-"""Where compiled kernels are found by other tests, too."""
 
 
 def run(program: str, *arguments: str) -> None:

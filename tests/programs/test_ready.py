@@ -212,9 +212,8 @@ def test_captured_leaves_give_nothing_back():
     assert not program.tape.replays.ready.g.any()
 
 
-def test_programs_that_are_not_small_scalar_code_are_left_alone():
+def test_programs_of_other_arguments_or_decisions_are_left_alone():
     for f, args in (
-        (lambda x: np.sum(np.sin(x)), (np.ones(3),)),
         (lambda x, n: x * n, (1.0, 3)),
         (lambda x: x[0] * 2.0, (np.ones(2, np.float32),)),
         (lambda x: x * 2.0 if np.argmax(tg.array([x, 1.0])) else x, (3.0,)),

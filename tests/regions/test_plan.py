@@ -438,3 +438,23 @@ def test_several_seeds_meet_in_one_sweep() -> None:
         expected = 2.0 * np.cos(point())
         expected[3:9] += np.exp(point())[3:9]
         np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("n", [300, 5000])
+def test_adjoints_that_start_at_an_argument(n):
+    """Results that are arguments: their cotangents are met by no instruction."""
+    a, b = np.linspace(0.0, 1.0, n), np.linspace(1.0, 2.0, n)
+
+    def f(a, b):
+        return b, a * b[::-1], a[1:]
+
+    seeds = np.linspace(2.0, 3.0, n), np.linspace(3.0, 4.0, n), np.linspace(4.0, 5.0, n - 1)
+    to_a, to_b = seeds[1] * b[::-1], seeds[0] + (seeds[1] * a)[::-1]
+    to_a[1:] += seeds[2]
+    with tg.executor("compiled"):
+        program = tg.record(f, a, b)
+        for _ in range(2):  # the second finds what the first has left behind
+            for vjp in (program.vjp, lambda *args: tg.vjp(f, *args)):
+                _, pull = vjp(a, b)
+                for found, expected in zip(pull(seeds), (to_a, to_b), strict=True):
+                    np.testing.assert_array_equal(found, expected)
