@@ -12,6 +12,7 @@ HEADER = (
     "BLOCK",  # lanes that run together, a multiple of the lanes of a vector
     "CHUNK",  # lanes that one thread does in a row; a number that depends on the region only
     "CHUNKS",
+    "PEELED",  # whether a chunk's first block ends where lines of the results begin
     "CODE",  # address
     "INSTRUCTIONS",
     "OWN",  # address of a function that has this code compiled, or 0

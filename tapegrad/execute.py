@@ -426,7 +426,7 @@ def gradient(
     if not fresh and tape.done < tape.n:
         evaluate(tape)
     own = [
-        results.take(tape.imports[number].size) if touched else None
+        results.take(tape.imports[number].size, tape.imports[number].values) if touched else None
         for number, touched in zip(plan.own, plan.touched, strict=True)
     ]
     with watching.sweeps or nullcontext():

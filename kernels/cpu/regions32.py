@@ -290,18 +290,19 @@ SIZE = 0
 BLOCK = 1
 CHUNK = 2
 CHUNKS = 3
-CODE = 4
-INSTRUCTIONS = 5
-OWN = 6
-CAREFUL = 7
-CAREFUL_INSTRUCTIONS = 8
-ROWS = 9
-CONSTANTS = 10
-VALUES = 11
-INPUTS = 12
-OUTPUTS = 13
-AXES = 14
-SHAPE = 15
+PEELED = 4
+CODE = 5
+INSTRUCTIONS = 6
+OWN = 7
+CAREFUL = 8
+CAREFUL_INSTRUCTIONS = 9
+ROWS = 10
+CONSTANTS = 11
+VALUES = 12
+INPUTS = 13
+OUTPUTS = 14
+AXES = 15
+SHAPE = 16
 KIND = 0
 ROW = 1
 BUFFER = 2
@@ -335,7 +336,7 @@ PRIVATE = 3
 LATER = 4
 LEAD = 5
 FOLLOW = 6
-HEADER_BYTES = 128
+HEADER_BYTES = 136
 WINDOW_BYTES = 144
 LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
@@ -2256,17 +2257,23 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             elif row != flat:
                 copy(flat, row, lanes)
         elif kind == SUM:
+            # Each lane of the vector has the same lanes of the chunk, wherever blocks begin.
             sums = word(buffers, word(w, EXTRA)) + VECTOR * c
-            whole = lanes // WIDTH * VECTOR
+            place = (lane - c * word(d, CHUNK)) % WIDTH
+            before = smaller(-place % WIDTH, lanes)
+            join(sums + NUMBER * place, row, before, how)
+            row += NUMBER * before
+            rest = lanes - before
+            whole = rest // WIDTH * VECTOR
             if how >= MAXIMUM:
-                for m in range(0, lanes, WIDTH):
-                    join(sums, row + NUMBER * m, smaller(WIDTH, lanes - m), how)
+                for m in range(0, whole, VECTOR):
+                    join(sums, row + m, WIDTH, how)
             else:
                 partial = load(sums)
                 for m in range(0, whole, VECTOR):
                     partial = partial + load(row + m)
                 store(sums, partial)
-                add(sums, row + whole, lanes % WIDTH)
+            join(sums, row + whole, rest % WIDTH, how)
         elif kind == WALK:
             carry(d, w, target, index_of(w, buffers), how, lane, lanes, row)
         elif kind == PRIVATE:
@@ -2292,6 +2299,18 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
 
 
 @helper
+def lanes_before_line(d, buffers, lane):
+    """Return how many lanes come before the results past the cache fill lines of it."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, STREAMED):
+            at = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
+            return -at % LINE // NUMBER
+        w += WINDOW_BYTES
+    return 0
+
+
+@helper
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -2301,6 +2320,9 @@ def chunk(d, buffers, c, scratch, blocks):
     lane = start
     while lane < stop:
         lanes = smaller(word(d, BLOCK), stop - lane)
+        if lane == start and word(d, PEELED):
+            before = lanes_before_line(d, buffers, lane)
+            lanes = smaller(before, lanes) if before else lanes
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
         own = word(d, OWN)

@@ -385,17 +385,23 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             elif row != flat:
                 copy(flat, row, lanes)
         elif kind == SUM:
+            # Each lane of the vector has the same lanes of the chunk, wherever blocks begin.
             sums = word(buffers, word(w, EXTRA)) + VECTOR * c
-            whole = lanes // WIDTH * VECTOR
+            place = (lane - c * word(d, CHUNK)) % WIDTH
+            before = smaller(-place % WIDTH, lanes)
+            join(sums + NUMBER * place, row, before, how)
+            row += NUMBER * before
+            rest = lanes - before
+            whole = rest // WIDTH * VECTOR
             if how >= MAXIMUM:
-                for m in range(0, lanes, WIDTH):
-                    join(sums, row + NUMBER * m, smaller(WIDTH, lanes - m), how)
+                for m in range(0, whole, VECTOR):
+                    join(sums, row + m, WIDTH, how)
             else:
                 partial = load(sums)
                 for m in range(0, whole, VECTOR):
                     partial = partial + load(row + m)
                 store(sums, partial)
-                add(sums, row + whole, lanes % WIDTH)
+            join(sums, row + whole, rest % WIDTH, how)
         elif kind == WALK:
             carry(d, w, target, index_of(w, buffers), how, lane, lanes, row)
         elif kind == PRIVATE:
@@ -421,6 +427,18 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
 
 
 @helper
+def lanes_before_line(d, buffers, lane):
+    """Return how many lanes come before the results past the cache fill lines of it."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, STREAMED):
+            at = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, OFFSET) + lane)
+            return -at % LINE // NUMBER
+        w += WINDOW_BYTES
+    return 0
+
+
+@helper
 def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
@@ -430,6 +448,9 @@ def chunk(d, buffers, c, scratch, blocks):
     lane = start
     while lane < stop:
         lanes = smaller(word(d, BLOCK), stop - lane)
+        if lane == start and word(d, PEELED):
+            before = lanes_before_line(d, buffers, lane)
+            lanes = smaller(before, lanes) if before else lanes
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
         own = word(d, OWN)

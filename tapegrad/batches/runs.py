@@ -375,8 +375,11 @@ class Batch:
     def _own(self) -> list[Array]:
         assert self._form is not None
         n, (_, shapes, dtypes) = self.samples.n, self._form
+        arguments = zip(self.samples.parts, self.samples.mapped, strict=True)
+        first = next((part for part, mapped in arguments if mapped), None)
+        beside = first if isinstance(first, np.ndarray) else None
         return [
-            results.take(n * prod(shape)).reshape(n, *shape)
+            results.take(n * prod(shape), beside).reshape(n, *shape)
             if dtype == np.float64
             else np.empty((n, *shape), dtype)
             for shape, dtype in zip(shapes, dtypes, strict=True)

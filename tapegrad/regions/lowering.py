@@ -145,6 +145,7 @@ class Lowered:
             "BLOCK": block,
             "CHUNK": chunk,
             "CHUNKS": self.chunks,
+            "PEELED": int(all(out.streamed or out.kind == "SUM" for out in outs)),
             "CODE": code.ctypes.data,
             "INSTRUCTIONS": len(code),
             "CAREFUL": 0 if region.plain is None else careful.ctypes.data,

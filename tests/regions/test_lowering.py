@@ -294,3 +294,45 @@ def test_arguments_between_lines_of_the_cache_give_the_same_bits(
         expected = expected * values + values
     for result in found:
         np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("real", ["float64", "float32"])
+def test_where_memory_begins_changes_no_bits(real: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks begin where lines of results past the cache do, but sums do not depend on that."""
+    monkeypatch.setattr(lowering, "STREAM_BYTES", 0)
+    n = 5003
+    values = np.random.default_rng(0).normal(size=n).astype(real)
+    values[::17] = [(-1.0) ** i * 0.0 for i in range(len(values[::17]))]
+
+    def run(offset: int, other: int) -> list[bytes]:
+        build = RegionBuilder((n,), real)
+        x = build.input(0, (1,))
+        y = build.op("multiply_add", x, x, x)
+        build.output(y, 1, (1,))
+        build.output(x, 2, (1,))
+        build.output(y, 3, (0,))
+        build.output(x, 4, (0,), how=MAXIMUM)
+        build.output(build.op("multiply", x, build.constant(0.0)), 5, (0,), how=MINIMUM)
+        region = build.finish()
+        buffers = [between_lines(n, real, offset), between_lines(n, real, offset + other)]
+        buffers += [between_lines(n, real, 0), *np.zeros((3, 1), real)]
+        buffers[0][:] = values
+        assert header(region, "PEELED")
+        run_everywhere(region, buffers, rtol=1e-4)
+        run_region(region, buffers)
+        return [buffer.tobytes() for buffer in buffers]
+
+    expected = run(0, 0)
+    for offset in range(1, 64 // np.dtype(real).itemsize):
+        assert run(offset, 0) == run(offset, 1) == expected
+
+
+def between_lines(n: int, real: str, offset: int) -> Any:
+    """Return an array that starts so many numbers after a line of the cache does."""
+    room = np.zeros(n + 256, real)
+    start = -(room.ctypes.data // room.itemsize) % (64 // room.itemsize) + offset
+    return room[start : start + n]
+
+
+def header(region: Region, name: str) -> int:
+    return int(lower(region).words[words.HEADER.index(name)])

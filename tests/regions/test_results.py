@@ -30,6 +30,17 @@ def test_what_nobody_holds_is_used_again() -> None:
     assert address in {take(N).ctypes.data for _ in range(2)}
 
 
+def test_it_lies_in_lines_as_what_is_read_with_it() -> None:
+    room = np.empty(N)
+    for shift in range(8):
+        array = room[shift:]
+        result = take(N, array)
+        assert result.size == N
+        assert (result.ctypes.data - array.ctypes.data) % 64 == 0
+        del result
+    assert len(results._owners) == 1
+
+
 def test_a_view_keeps_its_array() -> None:
     tail = take(N)[N // 2 :][::2]
     tail[:] = 3.0
