@@ -7,6 +7,7 @@ array's reference count says so; afterwards it serves for the next result of tha
 from __future__ import annotations
 
 import sys
+from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,11 @@ from ..storage import Floats
 SMALL = 1 << 12  # numbers, below which memory comes cheaper from NumPy
 KEEP_BYTES = 256 << 20  # what waits for its next use, at most
 KEEP_COUNT = 32
-_ALIGNED = 8  # numbers: 64 bytes, which vectors like
+_PAGE = 512  # numbers
+_SHIFT = 256 + 8
+"""Numbers into a page at which a result starts. Large arrays of NumPy start with a page, all but 16
+bytes. Were results to start there, too, each load of an argument would look to the processor like
+one of what has just been stored, whose addresses agree in their last 12 bits, and wait for it."""
 
 _owners: list[Any] = []
 
@@ -34,7 +39,7 @@ def take(n: int) -> Floats:
     """
     if n < SMALL:
         return np.empty(n)
-    size = n + _ALIGNED
+    size = n + _PAGE
     for _ in range(len(_owners)):
         try:
             owner = _owners.pop(0)  # from here on it is ours, or of whoever holds a view
@@ -53,7 +58,7 @@ def take(n: int) -> Floats:
 
 
 def _lend(owner: Any) -> Floats:
-    start = -(owner.ctypes.data // 8) % _ALIGNED
-    result: Floats = owner[start : start + owner.size - _ALIGNED]
+    start = (_SHIFT - addressof(c_char.from_buffer(owner)) // 8) % _PAGE
+    result: Floats = owner[start : start + owner.size - _PAGE]
     _owners.append(owner)
     return result
