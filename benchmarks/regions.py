@@ -9,7 +9,7 @@ from tapegrad.regions import threads
 from tapegrad.regions.plan import Plan
 from tapegrad.regions.region import RegionBuilder
 
-from .measuring import cpu_median
+from .measuring import cpu_median, peak_growth
 from .peers import w3, w3bs
 from .peers.case import Options
 
@@ -39,6 +39,35 @@ class Gradient:
 
     def time_replay(self, workload, elements):
         self.program.value_and_grad(*self.arrays, argnums=self.argnums)
+
+
+class GradientMemory:
+    """The most memory that a gradient needs, as a multiple of its results."""
+
+    params = sorted(WORKLOADS)
+    param_names = ("workload",)
+
+    def track_peak(self, workload):
+        return memory_share(workload)
+
+    track_peak.unit = "results"
+
+
+def memory_share(workload: str, elements: int = 1_000_000) -> float:
+    """Return the memory that the first gradient of a size needs, as a multiple of its results.
+
+    Run it in a fresh process, as asv does: later gradients use memory again.
+    """
+    module = WORKLOADS[workload]
+    function = module.function(np, tg.special.erf)
+    few, many = (module.arrays(Options(n)) for n in (20_000, elements))
+    gradient = tg.grad(function, argnums=tuple(range(len(many))))
+    tg.set_num_threads(1)
+    results = []
+    with tg.executor("compiled"):
+        gradient(*few)  # kernels are loaded
+        growth = peak_growth(lambda: results.extend(gradient(*many)))
+    return growth / sum(result.nbytes for result in results)
 
 
 class Executor:

@@ -30,6 +30,7 @@ from .peers.run import TOLERANCE, compare
 
 PEER_BOUNDS = {"xad": 1.4, "torch_eager": 15.0, "autograd": 40.0}
 REPLAY_BOUNDS = {"c_manual": 1 / 1.4, "jax_scan": 1.0, "adolc": 1.0, "cppad": 1.0}
+ARRAY_BOUNDS = {"w3": 2.5, "w3bs": 1.6}
 SPARSE_BOUNDS = {"casadi_sx": 1.0, "jax": None}
 
 
@@ -266,8 +267,15 @@ def tiny_arrays(gradient: bool, rounds: int) -> float:
     return replay_nanoseconds(gradient, rounds=rounds)
 
 
+def array_memory(workload: str) -> float:
+    """Return the memory that a gradient of long arrays needs, as a multiple of its results."""
+    from .regions import memory_share
+
+    return memory_share(workload)
+
+
 def regions(effort: Effort) -> Figures:
-    """Array code: planning, threads, gradients that are recorded afresh, tiny arrays."""
+    """Array code: planning, threads, time and memory of gradients, tiny arrays."""
     planning, speedup, afresh = isolated(region_ratios, 2 * effort.rounds + 1)
     yield Figure("planning a gradient, an instruction", planning, "ns", at_most=300)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -278,6 +286,17 @@ def regions(effort: Effort) -> Figures:
         each = isolated(tiny_arrays, gradient, 2 * effort.rounds + 1)
         label = f"1000 of 3x3, {what}, instruction and lane group"
         yield Figure(label, each, "ns", at_most=15)
+    for workload, bound in ARRAY_BOUNDS.items():
+        found = compare(workload, peers=["tapegrad", "c_fused"], rounds=effort.rounds)
+        floor = found.row("c_fused")
+        if floor is None:
+            print(f"c_fused is not measured: {found.absent['c_fused']}", file=sys.stderr)
+        over = math.nan if floor is None else 1.0 / floor.ratio
+        yield Figure(f"{workload}, our time over the loop in C", over, "x", at_most=bound)
+    for workload, name in (("w3", "rosenbrock"), ("w3bs", "black_scholes")):
+        share = isolated(array_memory, name)
+        what = f"{workload}, extra peak memory over the results"
+        yield Figure(what, share, "x", at_most=1.3)
 
 
 def cold_starts(effort: Effort) -> Figures:

@@ -39,7 +39,8 @@ FIRST_ITEMS = 1 << 12  # the first size of a column that grows by doubling
 STAGGER = {"op": 0, "a": 832, "b": 1664, "v": 2496, "g": 3328}
 """Bytes into a page at which each kind of column starts; 832 is 4096 / 5 in whole cache lines."""
 
-HUGE_FROM = 4 << 20  # bytes before huge pages: a small tape must not touch 2 MiB at once
+HUGE_PAGE = 2 << 20
+HUGE_FROM = 2 * HUGE_PAGE  # bytes before huge pages: a small tape must not touch 2 MiB at once
 
 MAX_RESERVED = 1024
 """Columns reserved at a time, at most: about a tenth of the address space of a process."""
@@ -68,6 +69,11 @@ class Column:
     touched : int
         Items that may have been written: an upper bound, kept by `ensure`.
 
+    Notes
+    -----
+    Most cells of array code are never written. Where one of them is, it must not bring a huge page
+    with it, so only what `expect` is asked for has those.
+
     Examples
     --------
     >>> column = Column(np.float64)
@@ -75,7 +81,7 @@ class Column:
     array([0., 0., 0.])
     """
 
-    __slots__ = ("_map", "_shift", "array", "touched")
+    __slots__ = ("_huge", "_map", "_shift", "array", "touched")
 
     array: AnyArray
     touched: int
@@ -84,6 +90,7 @@ class Column:
     def __init__(self, dtype: Any, reserve: int = RESERVE, shift: int = 0) -> None:
         dtype = np.dtype(dtype)
         self._shift = shift
+        self._huge = HUGE_FROM  # bytes up to where nothing is left to be said about huge pages
         self._map = _reserve(shift + reserve * dtype.itemsize)
         if self._map is None:
             self.array = zeros(min(FIRST_ITEMS, reserve), dtype, shift)
@@ -114,6 +121,26 @@ class Column:
         if n > self.touched:
             self.touched = n
         return self.array
+
+    def expect(self, n: int) -> AnyArray:
+        """Make room for `n` items, nearly all of which are going to be written; see `ensure`.
+
+        Beyond the first they lie in huge pages, where the system has them: a sweep is a quarter
+        faster, and touching them for the first time twice as fast.
+        """
+        stop = self._shift + n * self.array.itemsize
+        if stop > self._huge and self._map is not None:
+            self._advise(stop)
+        return self.ensure(n)
+
+    def _advise(self, stop: int) -> None:
+        stop = -(-max(stop, 2 * self._huge) // HUGE_PAGE) * HUGE_PAGE  # a few calls for any size
+        stop = min(stop, len(self._map))  # type: ignore[arg-type]
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE, self._huge, stop - self._huge)  # type: ignore[union-attr]
+        except OSError:  # a kernel built without huge pages: only speed is lost
+            pass
+        self._huge = stop
 
     def _grow(self, n: int) -> None:
         old = self.array
@@ -176,11 +203,6 @@ def _reserve(nbytes: int) -> mmap.mmap | None:
         reserved = mmap.mmap(-1, nbytes, flags=flags)
     except (OSError, ValueError):  # strict overcommit, or an odd system
         return None
-    if nbytes > HUGE_FROM:
-        try:
-            reserved.madvise(mmap.MADV_HUGEPAGE, HUGE_FROM)
-        except OSError:  # a kernel built without huge pages: only speed is lost
-            pass
     _reserved.add(reserved)
     return reserved
 
@@ -327,6 +349,8 @@ class FixedColumn:
         if n > self.array.size:
             raise ValueError("a finished tape cannot grow")
         return self.array
+
+    expect = ensure
 
 
 class CompactArena:

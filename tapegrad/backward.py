@@ -170,6 +170,7 @@ def _sweep_one(
                 clean = True
                 return swept
             execute.evaluate(tape)
+            column.expect(tape.flushed_cell)
             top = 0
             outputs = tape.replays is None or all(
                 tape.replays.start_from(cells, cotangent.size) for cells, cotangent in seeds

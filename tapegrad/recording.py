@@ -228,10 +228,13 @@ def elementwise(row: str, *operands: Any) -> Any:
     Array or NotImplemented
         NotImplemented where an operand is of a type that nothing is known of.
     """
+    tape = recorder.current()
+    out = _alike(tape, row, operands) if row not in _UNLIKE else None
+    if out is not None:
+        return out
     known = [operand(x) for x in operands]
     if any([x is NotImplemented for x in known]):
         return NotImplemented
-    tape = recorder.current()
     if row in NONDIFF and not tape.detached:
         raise NotDifferentiableError(
             f"{row} has no derivative: {NONDIFF[row]}; use the operand's .value, or compute it "
@@ -261,6 +264,50 @@ def elementwise(row: str, *operands: Any) -> Any:
     if single and row != "float32":
         return run(tape, _array_instruction(tape, "float32", [out], shape), shape, dtype)
     return out
+
+
+# Rows whose result is not simply float64 where their operands are.
+_UNLIKE = frozenset([*RESULT, *NONDIFF, *INTEGER_OPERAND, "float32"])
+
+
+def _alike(tape: Tape, row: str, operands: Sequence[Any]) -> Any:
+    """Record a row on float64 arrays of one shape, in C order on this tape, and on numbers.
+
+    That is most of what array code does, and takes a third of the time of the general way. Returns
+    None, and records nothing, where anything is otherwise.
+    """
+    window = None
+    places: list[int] = []
+    for x in operands:
+        kind = x.__class__
+        if kind is classes.array:
+            storage, own = x.storage, x.window
+            if storage.tape is not tape or storage.index is not None or x.dtype is not FLOAT64:
+                return None
+            shape = own.shape
+            if window is None:
+                window = Window.contiguous(0, shape)
+            elif shape != window.shape:
+                return None
+            if len(shape) == 1:
+                places += (CELLS, storage.base + own.offset, own.strides[0])
+            elif own.strides == window.strides:
+                places += (CELLS, storage.base + own.offset, 1)
+            else:
+                return None
+        elif kind is float or kind is int:
+            places += (CONSTANT, tape.constant(float(x)), 0)
+        elif kind is classes.scalar and x.tape is tape:
+            places += (CELLS, x.cell, 0)
+        else:
+            return None
+    if window is None:
+        return None
+    size = window.size
+    if size < 2:
+        return None
+    cell = tape.push_run(LANES, tape.d.extend([ROWS[row][0], 1, size, *places]), size)
+    return array(Storage(tape, cell, size), window)
 
 
 def _scalar_instruction(tape: Tape, row: str, operands: Sequence[Any]) -> int:

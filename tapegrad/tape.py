@@ -40,6 +40,7 @@ BLOCK = 1 << 12  # instructions that wait in the Python list before they are pac
 SEGMENT = 1 << 24
 SEGMENT_CELLS = 1 << 30
 LOOK_CELLS = 1 << 20
+_NEARLY_FULL = SEGMENT - 2 * BLOCK  # packed instructions: those that wait are no more than a block
 SMALL_CELLS = 1 << 14  # closed tapes of up to this many cells move to arrays of just their size
 LENT_SIZE = 256  # elements from which borrowing an import is worth the trouble
 _LAST_CELL = (1 << 32) - 1  # operands are uint32
@@ -257,10 +258,11 @@ class Tape:
             start, end = self.n, self.n + len(code) // 3
             packed = np.frombuffer(array("I", code), np.uint32)
             arena = self.arena
-            arena.op.ensure(end)[start:end] = packed[0::3]
-            arena.a.ensure(end)[start:end] = packed[1::3]
-            arena.b.ensure(end)[start:end] = packed[2::3]
-            arena.v.ensure(cell)
+            arena.op.expect(end)[start:end] = packed[0::3]
+            arena.a.expect(end)[start:end] = packed[1::3]
+            arena.b.expect(end)[start:end] = packed[2::3]
+            scalars = cell - self.flushed_cell == end - start
+            (arena.v.expect if scalars else arena.v.ensure)(cell)
             self.milestones.append((self.flushed_cell, start))
             self.n, self.flushed_cell = end, cell
             del code[:]
@@ -277,9 +279,9 @@ class Tape:
         if cell > _LAST_CELL:
             raise MemoryError(f"one recording has at most 2**32 cells{at_caller()}")
         arena = self.arena
-        arena.op.ensure(end)[start:end] = op
-        arena.a.ensure(end)[start:end] = a
-        arena.b.ensure(end)[start:end] = b
+        arena.op.expect(end)[start:end] = op
+        arena.a.expect(end)[start:end] = a
+        arena.b.expect(end)[start:end] = b
         arena.v.ensure(cell)
         self.imports += imports
         self.hosts += hosts
@@ -604,7 +606,10 @@ class Recorder(threading.local):
 
     def current(self) -> Tape:
         """Return the tape to record on, a new one if the last has grown to its limit."""
-        if self.tape.outgrows(SEGMENT, SEGMENT_CELLS):
+        tape = self.tape
+        if tape.n < _NEARLY_FULL and tape.stop <= SEGMENT_CELLS:
+            return tape  # for sure, and the quickest way to know
+        if tape.outgrows(SEGMENT, SEGMENT_CELLS):
             self.turn_over()
         return self.tape
 

@@ -362,6 +362,8 @@ def _container(part: dict[str, Any], known: dict[Any, type]) -> tuple[Any, tuple
 def _open(part: Any) -> tuple[tuple[Any, ...], Iterable[Any]] | None:
     """Return the keys and children of a container, or None for a leaf."""
     kind = type(part)
+    if kind is np.ndarray or kind is float:
+        return None
     if kind is list or kind is tuple:
         return tuple(range(len(part))), part
     if part is None:

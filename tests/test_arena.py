@@ -217,6 +217,27 @@ def test_a_large_arena_does_not_stay_resident(monkeypatch):
 
 
 @linux
+def test_one_item_of_many_costs_a_page():
+    column = Column(np.float64)
+    array = column.ensure(10_000_000)
+    before = resident()
+    array[5_000_000] = array[9_000_000] = 1.0
+    assert resident() - before <= 64 << 10  # two pages; they would be two of 2 MiB
+
+
+@pytest.mark.parametrize("n", [100, 1_000_000, 3_000_000])
+def test_what_is_expected_is_there(backing, n):
+    column = Column(np.float64, shift=832)
+    column.expect(n // 2)[: n // 2] = 1.0
+    array = column.expect(n)
+    array[n // 2 : n] = 2.0
+    assert array is column.array
+    assert column.touched == n
+    assert (array[: n // 2] == 1.0).all()
+    assert not array[n:].any()
+
+
+@linux
 def test_a_new_arena_costs_next_to_no_memory():
     before = resident()
     arenas = [Arena() for _ in range(50)]

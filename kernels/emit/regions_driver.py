@@ -443,7 +443,7 @@ def chunk(d, buffers, c, scratch, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
     stop = smaller(word(d, SIZE), start + word(d, CHUNK))
-    first = scratch + (8 * word(d, ROWS) + VECTOR - 1) // VECTOR * VECTOR
+    first = scratch + (8 * word(d, ROWS) + 8 + VECTOR - 1) // VECTOR * VECTOR
     open_chunk(d, buffers, c, start, stop, scratch, first)
     lane = start
     while lane < stop:
@@ -455,7 +455,11 @@ def chunk(d, buffers, c, scratch, blocks):
         place_out(d, buffers, lane, lanes, stop, scratch, first)
         own = word(d, OWN)
         call_native(own if own else blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
-        if word(d, CAREFUL) and any_nan(d, lanes, scratch):
+        # Behind the addresses of the rows, code of a region's own says whether there may be a nan.
+        again = word(d, CAREFUL) and (
+            word(scratch, word(d, ROWS)) if own else any_nan(d, lanes, scratch)
+        )
+        if again:
             call_native(blocks, word(d, CAREFUL), word(d, CAREFUL_INSTRUCTIONS), scratch, lanes)
         carry_out(d, buffers, c, lane, lanes, stop, scratch)
         lane += lanes

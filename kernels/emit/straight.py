@@ -36,7 +36,11 @@ def functions(opcodes: frozenset[int]) -> int:
 
 
 def emit(
-    code: tuple[Line, ...], uniform: frozenset[int], stored: frozenset[int], single: bool = False
+    code: tuple[Line, ...],
+    uniform: frozenset[int],
+    stored: frozenset[int],
+    single: bool = False,
+    watch: int = -1,
 ) -> str:
     """Return the source of ``block``, with the arguments of the one that interprets.
 
@@ -50,6 +54,9 @@ def emit(
         Rows that are read afterwards.
     single : bool
         Whether numbers are float32.
+    watch : int
+        The word behind the addresses of rows in which to say whether there may be a nan among the
+        results; -1 where nobody asks. It is looked for in their sum, where none hides.
     """
     lines: list[str] = []
     before: list[str] = []
@@ -74,12 +81,20 @@ def emit(
         if result in stored:
             before.append(f"b{i} = word(rows, {result})")
             lines.append(f"store(b{i} + m, x{i})")
+            if watch >= 0:
+                lines.append(f"total = total + x{i}")
+    after = []
+    if watch >= 0:
+        before.append("total = splat(0.0)")
+        found = "1 if simd.any_lane(total != total) else 0"
+        after.append(f"write_i64(rows + {8 * watch}, {found})")
     return "\n".join(
         [
             "def block(code, instructions, rows, lanes):",
             *[f"    {line}" for line in before],
             "    for m in range(0, (lanes + WIDTH - 1) // WIDTH * VECTOR, VECTOR):",
             *[f"        {line}" for line in lines],
+            *[f"    {line}" for line in after],
             "",
         ]
     )

@@ -487,6 +487,7 @@ class Recorded:
                     clean = True
                     return swept
                 execute.evaluate(tape)
+            column.expect(tape.flushed_cell)
             for output, cotangent in seeds:
                 output.seed(cotangent, column.array)
             execute.reverse(tape, column.array, tape.flushed_cell, loops=True)

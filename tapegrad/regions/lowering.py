@@ -48,6 +48,13 @@ STREAM_BYTES = 24 << 20
 AHEAD_BYTES = 1 << 20
 """Arrays beyond which a block's arguments are asked for while the one before is computed."""
 
+COMPILED_LANES = 512
+"""Lanes of a block of a region that has code of its own: its values are in registers, and only what
+is brought in or carried out by rows has to stay in the first cache."""
+
+COMPILED_BYTES = 3 << 13
+"""Room for those rows."""
+
 READ_OFTEN = 6
 """Instructions that read an in-window from which it is copied to where vectors are aligned."""
 
@@ -67,6 +74,14 @@ _OUT = {name: i for i, name in enumerate(W.OUT_KINDS)}
 class Lowered:
     """A region as its executor reads it.
 
+    Parameters
+    ----------
+    region : Region
+    straight : int
+        Address of the region's own code (see `straight`), 0 where it is interpreted. Chunks, and
+        with them the bits of sums, are the same. Blocks are longer: where one is run again with
+        care, zeros that are adjoints may have another sign.
+
     Attributes
     ----------
     words : ndarray of int64
@@ -82,9 +97,9 @@ class Lowered:
     uniform : frozenset of int
         Rows that hold one number in all lanes.
     straight : int
-        Address of the region's own code (see `straight`), 0 as long as there is none.
     spent, cost : float
-        Seconds that it was run, and those after which there is; negative where nobody has asked.
+        Seconds that it was run, and those after which it gets code of its own; negative where
+        nobody has asked.
     """
 
     __slots__ = (
@@ -92,7 +107,7 @@ class Lowered:
         *("straight", "uniform", "words", "work"),
     )
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: Region, straight: int = 0) -> None:
         n = region.size
         self.extras: list[int] = []
         self.extra = 0
@@ -102,7 +117,7 @@ class Lowered:
         rows_in = zip(region.inputs[:, ROW].tolist(), kinds, strict=True)
         same = [row for row, kind in rows_in if kind == _IN["UNIFORM"]]
         self.uniform = frozenset([*range(len(region.constants)), *same])
-        self.straight, self.spent, self.cost = 0, 0.0, -1.0
+        self.spent, self.cost = 0.0, -1.0
         rows = region.rows - kinds.count(_IN["IN_PLACE"]) - sum(out.flat for out in outs)
         block = LANES * 8 // region.itemsize
         for room in (CACHE_BYTES, FAR_BYTES):
@@ -121,7 +136,11 @@ class Lowered:
         flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
         moved = region.itemsize * region.size * flat
         _choose_places(region, arranged, streams=moved > STREAM_BYTES)
-        self._write(region, kinds, arranged, block, chunk, ahead=moved > AHEAD_BYTES)
+        # Calls of small regions are prepared for a scratch of the size that it has at first.
+        if straight and self.chunks > 1 and self.work >= _WORK:
+            block = _longer(region, kinds, arranged, block, chunk)
+        self._write(region, kinds, arranged, block, chunk, moved > AHEAD_BYTES and not straight)
+        self.use(straight)
 
     def _write(
         self,
@@ -133,7 +152,7 @@ class Lowered:
         ahead: bool,
     ) -> None:
         inputs = region.inputs
-        count = max(region.rows, 1 + int(region.tried[:, 1].max(initial=0)))
+        count = region.places
         ndim = len(region.shape)
         strides_at = W.HEADER_WORDS + W.WINDOW_WORDS * (len(inputs) + len(outs)) + ndim
         code, careful = np.ascontiguousarray(region.tried), np.ascontiguousarray(region.code)
@@ -198,7 +217,7 @@ class Lowered:
         self.scratch = -(-rows // _ALIGNED) * _ALIGNED
 
     def use(self, own: int) -> None:
-        """Let blocks be run by the function at an address, which has the code compiled."""
+        """Let blocks be run by the function at an address, which has the code compiled, or 0."""
         self.straight = own
         self.words[_H["OWN"]] = own
 
@@ -269,6 +288,18 @@ def _in_kind(shape: Shape, w: list[int]) -> int:
     if w[INDEX] >= 0:
         return _IN["GATHERED"]
     return _IN["IN_PLACE" if strides == (1,) else "WALKED"]
+
+
+def _longer(region: Region, kinds: list[int], outs: list[_Out], block: int, chunk: int) -> int:
+    """Return how many lanes a block has where values stay in registers."""
+    if any(out.kind in ("WALK", "PRIVATE", "LATER") for out in outs):
+        return block  # where runs of one element are summed up, blocks part them
+    moved = kinds.count(_IN["WALKED"]) + kinds.count(_IN["GATHERED"])
+    moved += len({out.row for out in outs})
+    room = COMPILED_BYTES // (region.itemsize * moved) if moved else chunk
+    while 2 * block <= min(COMPILED_LANES * 8 // region.itemsize, room, chunk):
+        block *= 2
+    return block
 
 
 def _chunk_size(n: int, instructions: int, block: int, outs: list[_Out]) -> int:

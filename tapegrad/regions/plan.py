@@ -25,7 +25,19 @@ from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
 from ..window import coalesce
 from .fusing import Fusing
 from .plain import can_be_plain, made_plain, matched
-from .region import ARITIES, MAXIMUM, MINIMUM, SET, Codes, Region
+from .region import (
+    ARITIES,
+    BUFFER,
+    INDEX,
+    MAXIMUM,
+    MINIMUM,
+    OFFSET,
+    SET,
+    STRIDES,
+    Codes,
+    Region,
+)
+from .unit_seed import from_one
 
 if TYPE_CHECKING:
     from ..host import HostCall
@@ -122,7 +134,7 @@ class _Room(threading.local):
     def __init__(self) -> None:
         self.count = self.instructions = self.left = 0
         self.counts = np.zeros(4, np.int64)
-        self.fixed = (np.empty(len(_NUMBERS) + 1), self.counts)  # constants
+        self.fixed = (np.empty(len(_NUMBERS) + 2), self.counts)  # constants
         self.slots = np.zeros(64, np.int64)
         self.links, self.steps = np.empty((3, 0), np.int64), np.empty((0, 3), np.int64)
 
@@ -193,10 +205,12 @@ class Step:
         Stretches of imports' own adjoints (number, from, to) to be made zero before `backward`.
     used : list of (int, int)
         Stretches of adjoints that are used up by it, and are to be made zero.
+    idle : bool
+        Whether it has nothing but imports, for which a sweep does nothing.
     """
 
     __slots__ = (
-        *("backward", "blanks", "cell", "end", "forward", "kind", "start", "stop", "ties"),
+        *("backward", "blanks", "cell", "end", "forward", "idle", "kind", "start", "stop", "ties"),
         "used",
     )
 
@@ -207,6 +221,7 @@ class Step:
         self.backward: Region | None = None
         self.blanks: list[tuple[int, int, int]] = []
         self.used: list[tuple[int, int]] = []
+        self.idle = False
 
     @property
     def regions(self) -> list[Region]:
@@ -222,7 +237,7 @@ class Plan:
     steps : list of Step
     own : list of int
         Imports that have buffers of their own.
-    in_arena : list of int
+    in_arena : set of int
         Those among them whose cells are met among all others, too.
     touched : list of bool
         By own import: whether regions write its adjoints.
@@ -235,15 +250,25 @@ class Plan:
         First cell of each instruction, and the cell after the last.
     stored : ndarray of bool
         By instruction, whether its values are computed and kept.
+    unit : int
+        The cell of a sum whose adjoint is known to be 1, or -1.
     compiled : bool
         Whether its regions have been given code of their own, where they can.
     """
 
-    def __init__(self, tape: Tape, start: int, mode: str, seeds: tuple[Any, ...], active: Any):
+    def __init__(
+        self,
+        tape: Tape,
+        start: int,
+        mode: str,
+        seeds: tuple[Any, ...],
+        active: Any,
+        unit: bool = False,
+    ) -> None:
         arena = tape.arena
         n, cell = tape.n - start, tape.done_cell if start else 0
         op, a, b = self._columns = arena.op.array, arena.a.array, arena.b.array
-        self._hosts = host_table(tape)
+        self._hosts = tuple([np.array(part, np.int64) for part in host_table(tape)])
         self.n, self.start = n, start
         self.first = np.empty(n + 1, np.int64)
         self._region, self._ties = known = np.empty((2, n), np.int64)
@@ -263,20 +288,20 @@ class Plan:
         self.count = _planner()["partition"](
             self._tape.address, _rows().address, self._extents.address, cell, LIMIT
         )
-        self.fused = -1
+        self.fused = self.unit = -1
         self.compiled = False
         self.steps: list[Step] = []
         if self.count < 0:
             return
         self.own: list[int] = []
-        self.in_arena: list[int] = []
+        self.in_arena: set[int] = set()
         self._sizes: list[int] = []
         self._find_imports()
         self._list_steps()
         self.ties = 0
         self.stored = np.ones(n, np.bool_)
         if mode in ("gradient", "adjoints"):
-            self._plan_gradient(seeds, active, sums=mode == "gradient")
+            self._plan_gradient(seeds, active, unit, sums=mode == "gradient")
         elif mode == "some":
             self._plan_some(seeds)
         else:
@@ -301,7 +326,7 @@ class Plan:
 
     def _forget(self) -> None:
         """Let go of the tape's columns: the plan serves other tapes, too."""
-        self.in_arena = np.flatnonzero(self._in_arena).tolist()
+        self.in_arena = set(np.flatnonzero(self._in_arena).tolist())
         del self._columns, self._hosts, self._tape, self._ends, self._shapes, self._extents
         del self._region, self._ties, self._outside, self._active, self._cleared
         del self._own, self._in_arena
@@ -319,12 +344,15 @@ class Plan:
         self.touched = [False] * len(self.own)
 
     def _list_steps(self) -> None:
+        op = self._columns[0]
         table, start = _room.steps, self.start
         steps = Record(table)
         count = _planner()["schedule"](self._tape.address, self._extents.address, steps.address)
         for kind, low, high in table[:count].tolist():
             begin, end = int(self.first[low]), int(self.first[high])
-            self.steps.append(Step(kind, start + low, start + high, begin, end))
+            step = Step(kind, start + low, start + high, begin, end)
+            step.idle = kind == SCALARS and bool((op[step.start : step.stop] == INPUT).all())
+            self.steps.append(step)
 
     def _chosen(self, stretches: tuple[Any, ...]) -> Any:
         """Return by instruction whether some of its cells are in one of these stretches."""
@@ -342,7 +370,7 @@ class Plan:
             if step.kind >= 0:
                 step.forward = self._write(step.kind, _STORE_OUTSIDE | _STORE_SUMS)
 
-    def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, sums: bool) -> None:
+    def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, unit: bool, sums: bool) -> None:
         seeded = self._chosen(seeds)
         marks = Record(active, seeded)
         _planner()["find_active"](self._tape.address, _rows().address, marks.address)
@@ -352,6 +380,8 @@ class Plan:
         used[self._region[inside & (self._active != 0)]] = True
         tied = self._find_extremes()
         self.fused = self._find_fused(used, tied)
+        if unit:
+            self._find_unit(seeds[0][0], tied)
         sums = sums or bool(tied)  # extremes are met again on the way back
         store = _STORE_OUTSIDE | (_STORE_SUMS if sums else 0)
         self.stored = ~inside | (self._outside != 0) | (used[self._region] & sums & (kinds == HOST))
@@ -371,6 +401,14 @@ class Plan:
                     step.ties = self._write(step.kind, _COUNT_TIES)
                 step.backward = self._write(step.kind, _REVERSE, step, touched)
         self.touched = [bool(t) for t in touched]
+
+    def _find_unit(self, cell: int, tied: set[int]) -> None:
+        """Note the cell that a sweep starts from with 1, if it is a sum that nothing else uses."""
+        i = int(np.searchsorted(self.first, cell, side="right")) - 1
+        summed = self._columns[0][self.start + i] == HOST and self._region[i] >= 0
+        alone = self.first[i + 1] - self.first[i] == 1 and not self._outside[i]
+        if summed and alone and self._region[i] not in tied:
+            self.unit = cell
 
     def _find_extremes(self) -> set[int]:
         """Give extremes that adjoints flow through places for their ties; return their regions."""
@@ -421,7 +459,7 @@ class Plan:
                 for low, high in (row[:2], row[2:])
                 if high > low
             ]
-        return _region(tuple(shape[:axes].tolist()), to)
+        return _region(tuple(shape[:axes].tolist()), to, self.unit)
 
     def _shape_at(self, r: int) -> int:
         """Return where the shape of a region lies."""
@@ -452,8 +490,8 @@ class Plan:
         return bool(self.stored[p : q + 1].all())
 
 
-def _region(shape: tuple[int, ...], to: Record) -> Region:
-    """Return the region of the program that has been written."""
+def _region(shape: tuple[int, ...], to: Record, unit: int) -> Region:
+    """Return the region of the program that has been written, from the adjoint 1 of a cell."""
     room, counts = _room, _room.counts
     m, n_in, n_out, n_constants = counts.tolist()
     outputs = room.outputs[:n_out, : _WINDOW + len(shape)]
@@ -461,6 +499,12 @@ def _region(shape: tuple[int, ...], to: Record) -> Region:
     if prod(shape) >= FUSED:
         lines = [[op, *values[: ARITIES[op]]] for op, *values in room.code[:, :m].T.tolist()]
         results = outputs[:, 0].tolist()
+        seed = _window_on(unit, len(shape), n_in) if unit >= 0 else 0
+        if seed:
+            one = _constant_one(n_constants)
+            n_constants = int(counts[3])
+            lines = from_one(lines, seed, one)
+            results = [one if value == seed else value for value in results]
         fused = Fusing(lines, results)
         # Zeros of values may be used for anything, those of adjoints only as such.
         which = can_be_plain(lines, outputs[outputs[:, 1] == VALUES, 0].tolist())
@@ -472,6 +516,24 @@ def _region(shape: tuple[int, ...], to: Record) -> Region:
         shape, final, room.fixed[0][:n_constants].copy(),
         room.inputs[:n_in, : _WINDOW + len(shape)].copy(), outputs.copy(), count, plain=plain,
     )  # fmt: skip
+
+
+def _window_on(cell: int, axes: int, n_in: int) -> int:
+    """Return the value that is brought in from the adjoint of a cell, or 0."""
+    windows = _room.inputs[:n_in, : _WINDOW + axes]
+    still = ~windows[:, STRIDES:].any(axis=1) & (windows[:, INDEX] < 0)
+    found = still & (windows[:, BUFFER] == ADJOINTS) & (windows[:, OFFSET] == cell)
+    return -1 - 2 * int(found.argmax()) if found.any() else 0
+
+
+def _constant_one(n_constants: int) -> int:
+    """Return the value that is 1 in every lane, entering it among the constants if it is new."""
+    numbers = _room.fixed[0]
+    known = np.flatnonzero(numbers[:n_constants] == 1.0)
+    at = int(known[0]) if len(known) else n_constants
+    numbers[at] = 1.0
+    _room.counts[3] = max(n_constants, at + 1)
+    return -2 - 2 * at
 
 
 def _finish(to: Record, outputs: Ints, fused: Fusing | None) -> tuple[Codes, list[int], int]:
@@ -489,7 +551,7 @@ def _finish(to: Record, outputs: Ints, fused: Fusing | None) -> tuple[Codes, lis
 # -- what a plan is made from ----------------------------------------------------------------------
 
 
-def host_table(tape: Tape) -> tuple[Ints, Ints]:
+def host_table(tape: Tape) -> tuple[list[int], list[int]]:
     """Return where each structural instruction is described, and the descriptions.
 
     A sum, maximum or minimum over consecutive or strided cells is described as an array instruction
@@ -506,7 +568,7 @@ def host_table(tape: Tape) -> tuple[Ints, Ints]:
         else:
             at.append(-1 - len(words))
             words += _reach(call)
-    return np.array(at, np.int64), np.array(words, np.int64)
+    return at, words
 
 
 _REDUCTIONS = {"sum": SET, "max": MAXIMUM, "min": MINIMUM}
@@ -523,6 +585,8 @@ def _reduction(call: HostCall) -> list[int]:
     window, axes = call.operands[0].window, call.params["axis"]
     if not window.size or window.ndim == 0:
         return []
+    if window.ndim == 1 and window.size > 1 and axes == (0,):  # the usual one, at once
+        return [how, 1, window.size, 0, window.offset, *window.strides, 0]
     strides, step = [0] * window.ndim, 1
     for axis in range(window.ndim - 1, -1, -1):
         if axis not in axes:
@@ -552,7 +616,12 @@ _plans: OrderedDict[Any, Plan] = OrderedDict()
 
 
 def plan_of(
-    tape: Tape, start: int, mode: str, seeds: tuple[Any, ...] = (), active: Any = None
+    tape: Tape,
+    start: int,
+    mode: str,
+    seeds: tuple[Any, ...] = (),
+    active: Any = None,
+    unit: bool = False,
 ) -> Plan:
     """Return the plan of a tape's instructions from `start` on, made anew where none is kept.
 
@@ -567,21 +636,23 @@ def plan_of(
         Stretches of cells, lowest and highest, that are asked for, or where adjoints start.
     active : ndarray of uint8
         By import, whether its adjoint is wanted.
+    unit : bool
+        Whether they start at one cell, from 1.
     """
     arena, n = tape.arena, tape.n
     wanted = None if active is None else active.tobytes()
-    here = (start, n, mode, seeds, wanted)
+    here = (start, n, mode, seeds, wanted, unit)
     known = tape.plans.get(here)
     if known is not None:
         return known
     columns = [column.array[start:n].tobytes() for column in (arena.op, arena.a, arena.b)]
     tables = [pool.array().tobytes() for pool in (tape.d, tape.x)]
-    hosts = [part.tobytes() for part in host_table(tape)]
+    hosts = map(tuple, host_table(tape))
     cell = tape.done_cell if start else 0
-    key = (start, cell, mode, seeds, wanted, len(tape.imports), *columns, *tables, *hosts)
+    key = (start, cell, mode, seeds, wanted, unit, len(tape.imports), *columns, *tables, *hosts)
     found = _plans.pop(key, None)
     if found is None:
-        found = Plan(tape, start, mode, seeds, active)
+        found = Plan(tape, start, mode, seeds, active, unit)
         while len(_plans) >= KEPT:
             _plans.popitem(last=False)
     _plans[key] = found

@@ -134,6 +134,11 @@ class Region:
         return prod(self.shape)
 
     @property
+    def places(self) -> int:
+        """Rows that the code needs which is run first."""
+        return max(self.rows, 1 + int(self.tried[:, 1].max(initial=0)))
+
+    @property
     def itemsize(self) -> int:
         """Bytes of a number."""
         return 4 if self.real == "float32" else 8

@@ -16,7 +16,11 @@ from ..storage import Floats
 SMALL = 1 << 12  # numbers, below which memory comes cheaper from NumPy
 KEEP_BYTES = 256 << 20  # what waits for its next use, at most
 KEEP_COUNT = 32
-_ALIGNED = 8  # numbers: 64 bytes, which vectors like
+_PAGE = 512  # numbers
+_SHIFT = _PAGE // 2 + 8
+"""Numbers into a page at which a result starts by itself. Large arrays of NumPy start with a page, all but 16
+bytes. Were results to start there, too, each load of an argument would look to the processor like
+one of what has just been stored, whose addresses agree in their last 12 bits, and wait for it."""
 
 _owners: list[Any] = []
 
@@ -25,7 +29,8 @@ def take(n: int, beside: np.ndarray[Any, Any] | None = None) -> Floats:
     """Return a flat array of `n` numbers, of undefined contents, that nobody else has.
 
     It starts where a line of the cache does, or as far from there as the array `beside`, which is
-    read where it is written: then vectors of both are aligned in the same lanes.
+    read where it is written: then vectors of both are aligned in the same lanes. And it starts half
+    a page away from that array, or from where large arrays of NumPy start.
 
     Examples
     --------
@@ -37,8 +42,8 @@ def take(n: int, beside: np.ndarray[Any, Any] | None = None) -> Floats:
     """
     if n < SMALL:
         return np.empty(n)
-    size = n + _ALIGNED
-    shift = 0 if beside is None else beside.__array_interface__["data"][0] // 8 % _ALIGNED
+    size = n + _PAGE
+    shift = _SHIFT if beside is None else _place(beside) + _PAGE // 2
     for _ in range(len(_owners)):
         try:
             owner = _owners.pop(0)  # from here on it is ours, or of whoever holds a view
@@ -56,8 +61,14 @@ def take(n: int, beside: np.ndarray[Any, Any] | None = None) -> Floats:
     return _lend(np.empty(size), shift)
 
 
+def _place(array: Any) -> int:
+    """Return where an array lies in memory, in numbers."""
+    place: int = array.__array_interface__["data"][0]
+    return place // 8
+
+
 def _lend(owner: Any, shift: int) -> Floats:
-    start = (shift - owner.ctypes.data // 8) % _ALIGNED
-    result: Floats = owner[start : start + owner.size - _ALIGNED]
+    start = (shift - _place(owner)) % _PAGE
+    result: Floats = owner[start : start + owner.size - _PAGE]
     _owners.append(owner)
     return result

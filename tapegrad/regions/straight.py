@@ -61,14 +61,17 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
     """
     code = tuple(map(tuple, region.tried.tolist()))
     stored = frozenset(region.outputs[:, 0].tolist())
-    key = code, uniform, stored, region.real == "float32"
+    watch = -1 if region.plain is None else region.places
+    key = code, uniform, stored, region.real == "float32", watch
     with _lock:
         if key not in _compiled:
             _compiled[key] = _compile(*key)
         return _compiled[key]
 
 
-def _compile(code: Any, uniform: frozenset[int], stored: frozenset[int], single: bool) -> int:
+def _compile(
+    code: Any, uniform: frozenset[int], stored: frozenset[int], single: bool, watch: int
+) -> int:
     from ..kernels.cpu import jit, regions, regions32
     from ..kernels.emit import writing
     from ..kernels.emit.straight import emit
@@ -76,6 +79,6 @@ def _compile(code: Any, uniform: frozenset[int], stored: frozenset[int], single:
     executor = regions32 if single else regions
     names = dict(vars(executor))
     with writing:
-        exec(compile(emit(code, uniform, stored, single), "<a region>", "exec"), names)
+        exec(compile(emit(code, uniform, stored, single, watch), "<a region>", "exec"), names)
     address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)
     return address

@@ -255,7 +255,9 @@ def specialise(region: Region) -> None:
     """Compile a region, if that is to be done."""
     lowered = region.lowered or lower(region)
     if not lowered.straight and straight.cost(region) < math.inf:
-        lowered.use(straight.compile_region(region, lowered.uniform))
+        code = straight.compile_region(region, lowered.uniform)
+        lowered.use(code)  # by calls that are prepared, and threads that are running it
+        region.lowered = Lowered(region, code)
 
 
 def room_for(region: Region) -> int:
@@ -295,7 +297,7 @@ def prepared(region: Region, addresses: list[int], at: int) -> tuple[Callable[[]
     table = _table(region, lowered, addresses, at + lowered.scratch)
     place = table.buffer_info()[0]
     call = functools.partial(direct(run), lowered.address, place, 0, lowered.chunks, 1, at, blocks)
-    return call, (region, table)
+    return call, (lowered, table)
 
 
 def _table(region: Region, lowered: Lowered, addresses: list[int], extra: int) -> array[int]:

@@ -172,7 +172,7 @@ class Stretch:
         with tape.lock:
             execute.evaluate(tape)
             column = take_adjoints(tape.flushed_cell)
-            g, clean = column.array, False
+            g, clean = column.expect(tape.flushed_cell), False
             try:
                 for cells, cotangent in seeds:
                     where = run_of(cells, cotangent.size)

@@ -38,7 +38,7 @@ class Call:
     ) -> None:
         check_function(f)
         positions = positions_of(argnums, len(args))
-        self.single = not isinstance(argnums, Sequence)
+        self.single = type(argnums) is int or not isinstance(argnums, Sequence)
         self.arguments = [Argument(args[i], i, lend) for i in positions]
         self.recording = Recording()
         self.stretch: Stretch | None = None
@@ -331,6 +331,8 @@ def positions_of(argnums: int | Sequence[int], count: int) -> list[int]:
     TypeError, ValueError
         If they are no integers, out of range, or repeated.
     """
+    if type(argnums) is int and 0 <= argnums < count:
+        return [argnums]
     chosen = list(argnums) if isinstance(argnums, Sequence) else [argnums]
     for i in chosen:
         if not isinstance(i, (int, np.integer)) or isinstance(i, bool):

@@ -25,6 +25,7 @@ def test_what_nobody_holds_is_used_again() -> None:
     first = take(N)
     address = first.ctypes.data
     assert address % 64 == 0
+    assert address % 4096 == 8 * results._SHIFT
     assert take(N).ctypes.data != address
     del first
     assert address in {take(N).ctypes.data for _ in range(2)}
@@ -36,7 +37,7 @@ def test_it_lies_in_lines_as_what_is_read_with_it() -> None:
         array = room[shift:]
         result = take(N, array)
         assert result.size == N
-        assert (result.ctypes.data - array.ctypes.data) % 64 == 0
+        assert (result.ctypes.data - array.ctypes.data) % 4096 == 2048  # 32 lines
         del result
     assert len(results._owners) == 1
 
@@ -53,13 +54,13 @@ def test_sizes_do_not_mix_and_small_arrays_are_not_kept() -> None:
     assert take(N).size == N
     assert take(N + 1).size == N + 1
     assert take(5).size == 5
-    assert {owner.size for owner in results._owners} == {N + 8, N + 9}
+    assert {owner.size for owner in results._owners} == {N + 512, N + 513}
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "KEEP_BYTES", 3 * 8 * N)
     held = [take(N + i) for i in range(10)]
-    assert sum(owner.nbytes for owner in results._owners) <= 4 * 8 * (N + 20)
+    assert sum(owner.nbytes for owner in results._owners) <= 4 * 8 * (N + 522)
     for i, array in enumerate(held):
         array[:] = i
     assert all((array == i).all() for i, array in enumerate(held))

@@ -11,12 +11,19 @@ import pytest
 
 import tapegrad as tg
 from tapegrad import execute
+from tapegrad.kernels import words
 from tapegrad.kernels.emit.straight import can_emit, functions
 from tapegrad.kernels.opcodes import ARITY, ROWS
 from tapegrad.ops.table import TABLE
 from tapegrad.regions import plan, straight, threads
-from tapegrad.regions.region import Region, RegionBuilder
-from tapegrad.regions.threads import get_num_threads, run_region, set_num_threads, specialise
+from tapegrad.regions.region import MAXIMUM, Region, RegionBuilder
+from tapegrad.regions.threads import (
+    get_num_threads,
+    lower,
+    run_region,
+    set_num_threads,
+    specialise,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +118,53 @@ def test_windows_of_all_sorts(shape: tuple[int, ...]) -> None:
     buffers = [rng.uniform(-1.0, 1.0, n) for n in sizes]
     buffers[2] = index
     same_bits(make, buffers)
+
+
+@pytest.mark.parametrize("real", ["float64", "float32"])
+def test_longer_blocks(real: str) -> None:
+    n = 100_003
+
+    def make() -> Region:
+        build = RegionBuilder((n,), real)
+        x, y = build.input(0, (1,)), build.input(0, (1,), 1)
+        z = build.op("multiply", build.op("subtract", x, y), build.input(0, (-2,), 2 * n))
+        build.output(build.op("square", z), 1, (1,))
+        build.output(z, 1, (1,), 1, add=True)
+        build.output(build.op("add", z, y), 2, (0,))  # a sum
+        build.output(build.op("maximum", z, x), 3, (0,), how=MAXIMUM)
+        return build.finish()
+
+    rng = np.random.default_rng(0)
+    buffers = [rng.uniform(-1.0, 1.0, size).astype(real) for size in (2 * n + 3, n + 1, 1, 1)]
+    compiled = same_bits(make, buffers)
+    lanes = 512 if real == "float64" else 1024
+    assert compiled.lowered.words[words.HEADER.index("BLOCK")] == lanes
+    interpreted = make()
+    assert lower(interpreted).words[words.HEADER.index("BLOCK")] == lanes // 4
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_a_nan_that_comes_out_is_seen(special: float) -> None:
+    """An adjoint of 0 carries nothing on by a partial that is infinite, in compiled code, too."""
+    n = 20_000
+
+    def f(x: Any, y: Any) -> Any:
+        return np.sum(np.where(x > 0.0, np.sqrt(x), 0.0) * y)
+
+    x, y = np.linspace(-1.0, 1.0, n), np.linspace(0.0, 2.0, n)
+    x[[0, 700, n - 1]], y[[5, 9_000]] = 0.0, special
+    with tg.executor("compiled"):
+        gradient = tg.grad(f, (0, 1))
+        expected = gradient(x, y)
+        for made in plan._plans.values():
+            for step in made.steps:
+                if step.backward is not None:
+                    specialise(step.backward)
+                    assert step.backward.lowered.straight
+        found = gradient(x, y)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.isfinite(found[0][10:8_000]).all()
 
 
 def test_numbers_of_single_precision() -> None:
