@@ -18,9 +18,10 @@ KEEP_BYTES = 256 << 20  # what waits for its next use, at most
 KEEP_COUNT = 32
 _PAGE = 512  # numbers
 _SHIFT = _PAGE // 2 + 8
-"""Numbers into a page at which a result starts by itself. Large arrays of NumPy start with a page, all but 16
-bytes. Were results to start there, too, each load of an argument would look to the processor like
-one of what has just been stored, whose addresses agree in their last 12 bits, and wait for it."""
+"""Numbers into a page at which a result starts by itself. Large arrays of NumPy start with a page,
+all but 16 bytes. Were results to start there, too, each load of an argument would look to the
+processor like one of what has just been stored, whose addresses agree in their last 12 bits, and
+wait for it."""
 
 _owners: list[Any] = []
 
