@@ -90,7 +90,7 @@ def producer_before(tape, i, known, cell):
     """Return what `producer` does for an operand of instruction `i`, from where it often lies."""
     if i > 0:
         first = tape.first
-        if first[i - 1] <= cell:
+        if first[i - 1] <= cell and cell < first[i]:  # derived code has constants behind all cells
             return i - 1
         p = tape.low[known - 3]  # where this operand of the instruction before lies
         if first[p] <= cell and cell < first[p + 1]:
