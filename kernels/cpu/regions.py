@@ -2217,13 +2217,11 @@ def clear(d, w, buffers):
 
 
 @helper
-def open_chunk(d, buffers, c, start, stop, rows, first):
-    """Do what a chunk does once: rows that stay the same, sums that start at zero."""
-    block = word(d, BLOCK)
-    pitch = NUMBER * block + PAD
+def fill_rows(d, buffers, lanes, rows, first):
+    """Say where rows are, and fill those that hold one number; no instruction writes these."""
+    pitch = NUMBER * word(d, BLOCK) + PAD
     for r in range(word(d, ROWS)):
         write_i64(rows + 8 * r, first + r * pitch)
-    lanes = smaller(block, (stop - start + WIDTH - 1) // WIDTH * WIDTH)
     for r in range(word(d, CONSTANTS)):
         fill(first + r * pitch, read_number(word(d, VALUES) + NUMBER * r), lanes)
     w = d + HEADER_BYTES
@@ -2236,6 +2234,12 @@ def open_chunk(d, buffers, c, start, stop, rows, first):
             value = read_number(word(buffers, word(w, BUFFER)) + NUMBER * place)
             fill(first + word(w, ROW) * pitch, value, lanes)
         w += WINDOW_BYTES
+
+
+@helper
+def open_chunk(d, buffers, c, start):
+    """Let the sums of a chunk start at zero."""
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
         if kind == SUM:
@@ -2393,12 +2397,11 @@ def lanes_before_line(d, buffers, lane):
 
 
 @helper
-def chunk(d, buffers, c, scratch, blocks):
+def chunk(d, buffers, c, scratch, first, blocks):
     """Run one chunk, a block of lanes after another."""
     start = c * word(d, CHUNK)
     stop = smaller(word(d, SIZE), start + word(d, CHUNK))
-    first = scratch + (8 * word(d, ROWS) + 8 + VECTOR - 1) // VECTOR * VECTOR
-    open_chunk(d, buffers, c, start, stop, scratch, first)
+    open_chunk(d, buffers, c, start)
     lane = start
     while lane < stop:
         lanes = smaller(word(d, BLOCK), stop - lane)
@@ -2493,8 +2496,12 @@ def run(d, buffers, first, stop, whole, scratch, blocks):
     """
     if whole & 3:
         prepare(d, buffers)
+    rows = scratch + (8 * word(d, ROWS) + 8 + VECTOR - 1) // VECTOR * VECTOR
+    if first < stop:
+        lanes = smaller(word(d, SIZE) - first * word(d, CHUNK), word(d, BLOCK))
+        fill_rows(d, buffers, (lanes + WIDTH - 1) // WIDTH * WIDTH, scratch, rows)
     for c in range(first, stop):
-        chunk(d, buffers, c, scratch, blocks)
+        chunk(d, buffers, c, scratch, rows, blocks)
     if whole & 5:
         finish(d, buffers)
 

@@ -323,7 +323,9 @@ def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: lis
         run(words, buffers, 0, chunks, 1, scratch, blocks)
         return
     # Some chunks at a time: few enough that threads end together, and that Ctrl-C is heard.
-    some = max(1, min(chunks // (8 * _pool.size), 4 * WORTH * chunks // lowered.work))
+    some = max(1, 64 * WORTH * chunks // lowered.work)
+    if _pool.size > 1:
+        some = max(1, min(chunks // (8 * _pool.size), some // 16))
     queue = iter(range(0, chunks, some))
     failed: list[BaseException] = []
     cores: set[int] = set()
