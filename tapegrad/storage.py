@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_char
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Cells = NDArray[np.uint32]
+
+
+def address(array: Any) -> int:
+    """Return where a contiguous array lies in memory."""
+    try:
+        return addressof(c_char.from_buffer(array))  # a quarter of the time of the other way
+    except (BufferError, TypeError, ValueError):  # read-only, or empty
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 class Leaf:

@@ -22,7 +22,7 @@ from ..arena import STAGGER, zeros
 from ..kernels.opcodes import CONST, HOST, LANES
 from ..recording import FLOAT64
 from ..regions.threads import direct
-from ..storage import Floats
+from ..storage import Floats, address
 
 if TYPE_CHECKING:
     from ..decisions import Decisions
@@ -119,12 +119,12 @@ class Ready:
         }
         words = np.zeros(kernel.WORDS, np.int64)
         for name, column in columns.items():
-            words[getattr(kernel, name)] = execute.address(column)
+            words[getattr(kernel, name)] = address(column)
         for name, count in counts.items():
             words[getattr(kernel, name)] = count
         self._stretches: list[Any] = []
         self._held = words, columns, parameters, runs  # whose addresses are in the words
-        self._words = execute.address(words)
+        self._words = address(words)
         self._replay = kernel.replay
         self.parts = kernel
 
@@ -148,8 +148,8 @@ class Ready:
         assert tape.replays is not None
         steps, parameters = _steps(tape, tape.replays.rolled, self.parts, start, stop, cell)
         words = self._held[0].copy()
-        words[self.parts.STEPS], words[self.parts.STEP_COUNT] = execute.address(steps), len(steps)
-        call = functools.partial(direct(self._replay), execute.address(words), parts)
+        words[self.parts.STEPS], words[self.parts.STEP_COUNT] = address(steps), len(steps)
+        call = functools.partial(direct(self._replay), address(words), parts)
         self._stretches.append((words, steps, parameters))
         return call
 
@@ -184,7 +184,7 @@ def _steps(
             position, cell = stop, next_cell
             continue
         parameters.append(body.parameters)
-        known = execute.address(body.parameters), body.parameters.size
+        known = address(body.parameters), body.parameters.size
         code = [kernel.address_of(compiled) for compiled in body.code]
         period, count = body.loop.period, body.loop.count
         for first in range(0, count, max(1, SLICE // period)):
@@ -237,7 +237,7 @@ def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
     singles = singles[np.argsort(cells[singles], kind="stable")]
     steps[:, kernel.NEXT_LOOK] = np.searchsorted(cells[singles], steps[:, kernel.NEXT_CELL])
     steps[:, kernel.RUN_COUNT] = counts
-    steps[:, kernel.RUNS] = execute.address(runs) + 8 * kernel.RUN * (np.cumsum(counts) - counts)
+    steps[:, kernel.RUNS] = address(runs) + 8 * kernel.RUN * (np.cumsum(counts) - counts)
     return singles, runs
 
 

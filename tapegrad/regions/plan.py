@@ -13,7 +13,6 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from ctypes import addressof, c_char
 from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from ..kernels import adjoints
 from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
+from ..storage import address
 from ..window import coalesce
 from .fusing import Fusing
 from .plain import can_be_plain, made_plain, matched
@@ -84,15 +84,6 @@ _LINEAR = np.array(
 )
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
-def address(array: Any) -> int:
-    """Return where an array lies in memory."""
-    try:
-        return addressof(c_char.from_buffer(array))  # a quarter of the time
-    except (TypeError, ValueError):  # it is empty, or not to be written
-        place: int = array.__array_interface__["data"][0]
-        return place
 
 
 class Record:

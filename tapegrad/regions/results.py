@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..storage import Floats
+from ..storage import Floats, address
 
 SMALL = 1 << 12  # numbers, below which memory comes cheaper from NumPy
 KEEP_BYTES = 256 << 20  # what waits for its next use, at most
@@ -44,7 +44,7 @@ def take(n: int, beside: np.ndarray[Any, Any] | None = None) -> Floats:
     if n < SMALL:
         return np.empty(n)
     size = n + _PAGE
-    shift = _SHIFT if beside is None else _place(beside) + _PAGE // 2
+    shift = _SHIFT if beside is None else address(beside) // 8 + _PAGE // 2
     for _ in range(len(_owners)):
         try:
             owner = _owners.pop(0)  # from here on it is ours, or of whoever holds a view
@@ -62,14 +62,8 @@ def take(n: int, beside: np.ndarray[Any, Any] | None = None) -> Floats:
     return _lend(np.empty(size), shift)
 
 
-def _place(array: Any) -> int:
-    """Return where an array lies in memory, in numbers."""
-    place: int = array.__array_interface__["data"][0]
-    return place // 8
-
-
 def _lend(owner: Any, shift: int) -> Floats:
-    start = (shift - _place(owner)) % _PAGE
+    start = (shift - address(owner) // 8) % _PAGE
     result: Floats = owner[start : start + owner.size - _PAGE]
     _owners.append(owner)
     return result

@@ -319,11 +319,11 @@ def _run(run: Any, blocks: int, region: Region, lowered: Lowered, addresses: lis
     words, buffers = lowered.address, table.buffer_info()[0]
     chunks = lowered.chunks
     scratch = _scratch.address(lowered.scratch)
-    if lowered.work < WORTH or chunks == 1:
-        run(words, buffers, 0, chunks, 1, scratch, blocks)
-        return
     # Some chunks at a time: few enough that threads end together, and that Ctrl-C is heard.
     some = max(1, 64 * WORTH * chunks // lowered.work)
+    if lowered.work < WORTH or chunks == 1 or (_pool.size == 1 and some >= chunks):
+        run(words, buffers, 0, chunks, 1, scratch, blocks)
+        return
     if _pool.size > 1:
         some = max(1, min(chunks // (8 * _pool.size), some // 16))
     queue = iter(range(0, chunks, some))
