@@ -286,7 +286,7 @@ def _alike(tape: Tape, row: str, operands: Sequence[Any]) -> Any:
                 return None
             shape = own.shape
             if window is None:
-                window = Window.contiguous(0, shape)
+                window = _whole(shape)
             elif shape != window.shape:
                 return None
             if len(shape) == 1:

@@ -15,6 +15,9 @@ from tapegrad.kernels.emit.numbering import Opcode, number
 from tapegrad.kernels.emit.regions import has_vectors, in_vectors
 from tapegrad.ops import TABLE
 
+TOTALS = 4
+"""Sums that results are added to in turn: a sum waits for its last addition."""
+
 Line = tuple[int, int, int, int, int]  # opcode, row of the result, rows of the operands
 
 
@@ -56,11 +59,12 @@ def emit(
         Whether numbers are float32.
     watch : int
         The word behind the addresses of rows in which to say whether there may be a nan among the
-        results; -1 where nobody asks. It is looked for in their sum, where none hides.
+        results; -1 where nobody asks. It is looked for in their sums, where none hides.
     """
     lines: list[str] = []
     before: list[str] = []
     known: dict[int, str] = {}  # variable that holds a row
+    watched = 0
 
     def value_of(row: int) -> str:
         """Return the variable that holds a row, loading it on first use."""
@@ -82,12 +86,15 @@ def emit(
             before.append(f"b{i} = word(rows, {result})")
             lines.append(f"store(b{i} + m, x{i})")
             if watch >= 0:
-                lines.append(f"total = total + x{i}")
+                total = f"total{watched % TOTALS}"
+                lines.append(f"{total} = {total} + x{i}")
+                watched += 1
     after = []
     if watch >= 0:
-        before.append("total = splat(0.0)")
-        found = "1 if simd.any_lane(total != total) else 0"
-        after.append(f"write_i64(rows + {8 * watch}, {found})")
+        totals = [f"total{k}" for k in range(min(max(watched, 1), TOTALS))]
+        before += [f"{total} = splat(0.0)" for total in totals]
+        found = " | ".join([f"({total} != {total})" for total in totals])
+        after.append(f"write_i64(rows + {8 * watch}, 1 if simd.any_lane({found}) else 0)")
     return "\n".join(
         [
             "def block(code, instructions, rows, lanes):",
