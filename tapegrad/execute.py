@@ -30,6 +30,7 @@ from .kernels import reference
 from .kernels.frames import with_room
 from .kernels.opcodes import HOST, LANES
 from .regions import results
+from .regions.lowering import STREAM_BYTES
 from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .regions.threads import run_addresses, specialise
 from .storage import address
@@ -423,13 +424,21 @@ def gradient(
     fresh = tape.done == 0
     if not fresh and tape.done < tape.n:
         evaluate(tape)
-    own = [
-        results.take(tape.imports[number].size, tape.imports[number].values) if touched else None
-        for number, touched in zip(plan.own, plan.touched, strict=True)
-    ]
+    own = _room_for_adjoints(tape, plan)
     with watching.sweeps or nullcontext():
         _sweep_by_plan(tape, plan, g, own, seeds, fresh)
     return _collect(tape, plan, g, own)
+
+
+def _room_for_adjoints(tape: Tape, plan: Plan) -> list[Floats | None]:
+    """Return arrays for the adjoints of a plan's imports, or None for those that get none."""
+    entries = [tape.imports[number] for number in plan.own]
+    # Blocks of results that go past the cache begin with their lines: arguments had better, too.
+    streams = 16 * sum([entry.size for entry in entries]) > STREAM_BYTES
+    return [
+        results.take(entry.size, entry.values if streams else None) if touched else None
+        for entry, touched in zip(entries, plan.touched, strict=True)
+    ]
 
 
 def _sweep_by_plan(
