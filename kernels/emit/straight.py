@@ -44,6 +44,7 @@ def emit(
     stored: frozenset[int],
     single: bool = False,
     watch: int = -1,
+    watched: frozenset[int] = frozenset(),
 ) -> str:
     """Return the source of ``block``, with the arguments of the one that interprets.
 
@@ -59,12 +60,14 @@ def emit(
         Whether numbers are float32.
     watch : int
         The word behind the addresses of rows in which to say whether there may be a nan among the
-        results; -1 where nobody asks. It is looked for in their sums, where none hides.
+        results; -1 where nobody asks.
+    watched : frozenset of int
+        The rows of results that tell of one. It is looked for in their sums, where none hides.
     """
     lines: list[str] = []
     before: list[str] = []
     known: dict[int, str] = {}  # variable that holds a row
-    watched = 0
+    additions = 0
 
     def value_of(row: int) -> str:
         """Return the variable that holds a row, loading it on first use."""
@@ -85,13 +88,13 @@ def emit(
         if result in stored:
             before.append(f"b{i} = word(rows, {result})")
             lines.append(f"store(b{i} + m, x{i})")
-            if watch >= 0:
-                total = f"total{watched % TOTALS}"
+            if result in watched:
+                total = f"total{additions % TOTALS}"
                 lines.append(f"{total} = {total} + x{i}")
-                watched += 1
+                additions += 1
     after = []
     if watch >= 0:
-        totals = [f"total{k}" for k in range(min(max(watched, 1), TOTALS))]
+        totals = [f"total{k}" for k in range(min(max(additions, 1), TOTALS))]
         before += [f"{total} = splat(0.0)" for total in totals]
         found = " | ".join([f"({total} != {total})" for total in totals])
         after.append(f"write_i64(rows + {8 * watch}, 1 if simd.any_lane({found}) else 0)")

@@ -52,6 +52,7 @@ adjoint of 0 is multiplied by.
 """
 
 _OPEN = {ROWS[name][0]: operands for name, operands in OPEN.items() if name in ROWS}
+_DROPS = {ROWS[name][0] for name in ("where", "adjoint_multiply", "adjoint_divide")}
 
 Instruction = list[int]  # opcode, then the values of the operands
 
@@ -120,3 +121,35 @@ def matched(code: Codes, found: Sequence[int], wanted: Sequence[int], fixed: int
     result = code.copy()
     result[:, 1:] = np.array(moved, np.uint16)[code[:, 1:]]
     return np.concatenate([result, np.array(copies, np.uint16).reshape(-1, 5)])
+
+
+def telling(code: Codes, results: Collection[int]) -> frozenset[int]:
+    """Return those rows of results that tell whether there is a nan in any of them.
+
+    A nan in one of the others makes one of these nan, too, whatever else they are computed from.
+
+    Parameters
+    ----------
+    code : ndarray of uint16, shape (m, 5)
+    results : collection of int
+        Rows that are carried out.
+
+    Examples
+    --------
+    >>> multiply, add = (ROWS[name][0] for name in ("multiply", "add"))
+    >>> code = np.array([[multiply, 3, 0, 1, 0], [multiply, 4, 0, 2, 0], [add, 5, 3, 2, 0]])
+    >>> sorted(telling(code, [3, 4, 5]))
+    [4, 5]
+    """
+    last: dict[int, int] = {}  # by row: the instruction that wrote it
+    sources: list[list[int]] = []
+    for i, (op, result, *rows) in enumerate(code.tolist()):
+        sure = () if op in _DROPS else _OPEN.get(op, ())
+        sources.append([last[rows[k]] for k in sure if rows[k] in last])
+        last[result] = i
+    final = {last[row]: row for row in results if row in last}
+    told: set[int] = set()
+    for i in range(len(sources) - 1, -1, -1):
+        if i in final or i in told:
+            told.update(sources[i])
+    return frozenset([row for i, row in final.items() if i not in told])

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .plain import telling
+
 if TYPE_CHECKING:
     from .region import Region
 
@@ -61,8 +63,10 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
     """
     code = tuple(map(tuple, region.tried.tolist()))
     stored = frozenset(region.outputs[:, 0].tolist())
-    watch = -1 if region.plain is None else region.places
-    key = code, uniform, stored, region.real == "float32", watch
+    watch, watched = -1, frozenset[int]()
+    if region.plain is not None:
+        watch, watched = region.places, telling(region.plain, stored)
+    key = code, uniform, stored, region.real == "float32", watch, watched
     with _lock:
         if key not in _compiled:
             _compiled[key] = _compile(*key)
@@ -70,7 +74,12 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
 
 
 def _compile(
-    code: Any, uniform: frozenset[int], stored: frozenset[int], single: bool, watch: int
+    code: Any,
+    uniform: frozenset[int],
+    stored: frozenset[int],
+    single: bool,
+    watch: int,
+    watched: frozenset[int],
 ) -> int:
     from ..kernels.cpu import jit, regions, regions32
     from ..kernels.emit import writing
@@ -79,6 +88,7 @@ def _compile(
     executor = regions32 if single else regions
     names = dict(vars(executor))
     with writing:
-        exec(compile(emit(code, uniform, stored, single, watch), "<a region>", "exec"), names)
+        source = emit(code, uniform, stored, single, watch, watched)
+        exec(compile(source, "<a region>", "exec"), names)
     address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)
     return address

@@ -17,7 +17,7 @@ from tapegrad.batches import lanes
 from tapegrad.kernels.opcodes import ARITY, ROW_OF, ROWS
 from tapegrad.kernels.rules import FORWARD
 from tapegrad.regions import plan, threads
-from tapegrad.regions.plain import OPEN, matched
+from tapegrad.regions.plain import OPEN, matched, telling
 from tapegrad.regions.region import Region, RegionBuilder, run_reference
 from tapegrad.regions.threads import get_num_threads, run_region, set_num_threads, specialise
 
@@ -31,6 +31,32 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads, "WORTH", 0)
     yield
     set_num_threads(before)
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[list[list[int]], list[float], list[int]]:
+    """Return instructions on rows, of which the first four are given, and rows of results."""
+    code = []
+    for _ in range(draw(st.integers(1, 12))):
+        row = draw(st.sampled_from([*OPEN, "maximum", "less"]))
+        operands = [draw(st.integers(0, 9)) for _ in range(ARITY[row])]
+        code.append([ROWS[row][0], draw(st.integers(4, 9)), *operands, 0, 0, 0][:5])
+    given_ = [draw(st.sampled_from(NASTY)) for _ in range(10)]
+    return code, given_, draw(st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True))
+
+
+@given(programs())
+def test_some_results_tell_of_a_nan_in_any(
+    program: tuple[list[list[int]], list[float], list[int]],
+) -> None:
+    code, rows, results = program
+    told = telling(np.array(code, np.uint16), results)
+    computed = {line[1] for line in code} & set(results)
+    assert told <= computed
+    for op, result, *operands in code:
+        rows[result] = FORWARD[op](*[rows[r] for r in operands[: ARITY[ROW_OF[op]]]])
+    if any(math.isnan(rows[r]) for r in computed):
+        assert any(math.isnan(rows[r]) for r in told)
 
 
 def only_careful(region: Region) -> Region:
