@@ -2,7 +2,7 @@
 
 Two sets of kernels with the same signatures do the work: the pure-Python reference interpreter,
 which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which take a while to load
-(0.7 s from Numba's cache, seconds to compile; 3 ms for those of regions).  Small work is answered
+(0.7 s from Numba's cache, seconds to compile; 10 ms for those of regions).  Small work is answered
 by the reference; once the work done so far would have paid for the loading, the compiled kernels
 take over, if need be in the middle of a sweep: both read and write the same arenas.
 

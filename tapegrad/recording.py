@@ -273,7 +273,7 @@ _UNLIKE = frozenset([*RESULT, *NONDIFF, *INTEGER_OPERAND, "float32"])
 def _alike(tape: Tape, row: str, operands: Sequence[Any]) -> Any:
     """Record a row on float64 arrays of one shape, in C order on this tape, and on numbers.
 
-    That is most of what array code does, and takes a third of the time of the general way. Returns
+    That is most of what array code does, and a shorter way than the general one. Returns
     None, and records nothing, where anything is otherwise.
     """
     window = None
