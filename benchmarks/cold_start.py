@@ -44,14 +44,14 @@ MANY_OPERATIONS = _LOOP + "gradient = tg.grad(f)(point)" + _CHECK
 COMPILED = _LOOP + "with tg.executor('compiled'): gradient = tg.grad(f)(point)" + _CHECK
 
 
-# Kernels of regions and of their planner alone: compiled, or loaded from their files.
+# All kernels of lanes, float64 and float32, and their planner: compiled, or loaded.
 REGION_KERNELS = """
 import time
 import tapegrad as tg
 from tapegrad import execute
 start = time.process_time()
-execute.load("regions")
-execute.load("planning")
+for family in ("regions", "regions32", "planning"):
+    execute.load(family)
 value = time.process_time() - start
 """
 

@@ -61,7 +61,10 @@ class Library(NamedTuple):
     called: dict[str, int]
 
 
-_COMMON = ("native.py", "cpu/building.py", "cpu/images.py", "cpu/jit.py", "cpu/simd.py")
+_COMMON = (
+    *("native.py", "cpu/building.py", "cpu/images.py", "cpu/translating.py", "cpu/walking.py"),
+    *("cpu/jit.py", "cpu/simd.py"),
+)
 LIBRARIES = {
     name: Library(name, (*_COMMON, f"cpu/{name}.py"), {"run": 7}, {"block": 4})
     for name in ("regions", "regions32")
@@ -85,7 +88,13 @@ failures: dict[str, Exception] = {}
 
 _loaded: dict[str, Kernels] = {}
 _lock = threading.RLock()
-_kept: list[Any] = []  # what has to live as long as the process: code, descriptions of functions
+_kept: list[Any] = []
+"""What functions consist of: their code, and Python's descriptions of them.
+
+It outlives even this module: Python looks at functions again when it has taken the modules apart.
+"""
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+
 _supported = (
     sys.platform == "linux"
     and platform.machine() == "x86_64"

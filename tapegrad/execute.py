@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from .tape import Import, Tape
 
 # Cells that the reference interpreter sweeps (forward or backward) before compiled kernels are
-# loaded: about 1 us each, against 0.7 s for importing numba and loading its cache.
+# loaded: about 1 us each, against 0.7 s for importing numba and loading its cache. Machine code
+# that lies ready on disk is loaded in 10 ms.
 REFERENCE_WORK = 600_000
+_WORK_BEFORE_STORED = 10_000
 _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python code sees by itself
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
 REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
@@ -71,6 +73,7 @@ _NATIVE = "regions", "regions32", "planning"  # machine code on disk, which `nat
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
+_stored: dict[str, bool] = {}
 _forced: list[str] = []
 overriding: list[Any] = []
 """Contexts in which small programs are swept as others are: the reference executor, progress."""
@@ -83,22 +86,39 @@ def kernels(family: str, work: int) -> Kernels:
 
     Cells of a sweep of many directions count once for each direction.
     """
-    if _forced:
-        if _forced[-1] == "reference":
-            return _reference
-        load(family)
-    if _loaded[family]:
+    if compiles(family, work, _REFERENCE_SLICE):
         return _compiled
-    if _work[family] + work > REFERENCE_WORK:
-        load(family)
-        return _compiled
-    _work[family] += min(work, _REFERENCE_SLICE)
     return _reference
 
 
-def compiles(family: str, work: int) -> bool:
-    """Whether the next `work` cells are for compiled kernels, which are then loaded."""
-    return kernels(family, work) is _compiled
+def compiles(family: str, work: int, slice_: int | None = None) -> bool:
+    """Whether the next `work` cells are for compiled kernels, which are then loaded.
+
+    If not, the next question comes after all of them, or after a slice.
+    """
+    if _forced:
+        if _forced[-1] == "reference":
+            return False
+        load(family)
+    if _loaded[family]:
+        return True
+    before = _work[family]
+    if before + work > REFERENCE_WORK or (
+        before + work > _WORK_BEFORE_STORED and _is_stored(family)
+    ):
+        load(family)
+        return True
+    _work[family] += work if slice_ is None else min(work, slice_)
+    return False
+
+
+def _is_stored(family: str) -> bool:
+    """Whether a family's machine code lies ready on disk; looked for once."""
+    if family not in _stored:
+        from .kernels import native
+
+        _stored[family] = family in _NATIVE and native.stored(family) is not None
+    return _stored[family]
 
 
 def is_loaded(family: str) -> bool:

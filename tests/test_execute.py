@@ -72,6 +72,21 @@ def test_much_work_switches_to_compiled_kernels_in_the_middle(monkeypatch):
     assert x.grad == pytest.approx(reference, rel=1e-13)
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_kernels_that_lie_ready_are_loaded_soon(monkeypatch, stored):
+    """A sweep by regions asks once for all of its cells, and counts as that many."""
+    monkeypatch.setattr(execute, "_loaded", {**execute._loaded, "regions": False})
+    monkeypatch.setattr(execute, "_work", {**execute._work, "regions": 0})
+    monkeypatch.setattr(execute, "_stored", {"regions": stored})
+    program = tg.record(lambda v: np.exp(v[0]), np.ones(1))
+    samples = np.linspace(0.0, 1.0, 60_000)[:, None]
+    calls = 0
+    while not execute._loaded["regions"]:
+        program.map(samples)
+        calls += 1
+    assert calls == 1 if stored else 2 < calls < execute.REFERENCE_WORK / samples.size
+
+
 def test_executors_agree_and_can_be_chosen():
     def f(x):
         return loop(x[0] * x[1], 50)

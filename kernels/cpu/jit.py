@@ -76,12 +76,13 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """Compile a function of a library of `kernels/native.py`, which is optimised as a whole."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_BORROWING}
-    if by_library():
-        from .building import PartCompiler
+    """Return a function of a library of `kernels/native.py`, for what compiles that as a whole.
 
-        options["pipeline_class"] = PartCompiler
+    Where there are no libraries, Numba compiles it as a part of all that call it.
+    """
+    if by_library():
+        return function
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_BORROWING}
     made = njit(**options)(function)
     compile_for = made.compile
     # Numba would compile it again for each number that it is called with.

@@ -285,7 +285,7 @@ def sinc_derivative(n: float, x: float) -> float:
 WIDTH = 32  # lanes of a vector
 VECTOR, NUMBER = 128, 4  # bytes of a vector and of a number
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "47b53f29c7c556f4"
+SIMD_TEXT = "6f2c122791a60a93"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2
@@ -1887,8 +1887,8 @@ def block(code, instructions, rows, lanes):
                 m += VECTOR
         else:
             for m in range(0, NUMBER * lanes, NUMBER):
-                value = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
-                write_number(r + m, value)
+                number = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
+                write_number(r + m, number)
             for m in range(NUMBER * lanes, stop, NUMBER):
                 write_number(r + m, read_number(r))
 

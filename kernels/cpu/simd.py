@@ -429,7 +429,8 @@ def repair(typingctx: Any, function: Any, mask: Any, operands: Any, result: Any)
     called = function.get_call_type(typingctx, (vector.scalar,) * count, {})
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        call = context.get_function(function, called)
+        write = getattr(function, "writer", None)
+        call = write(called) if write else context.get_function(function, called)
         values = [builder.extract_value(args[2], i) for i in range(count)] if several else [args[2]]
         values.append(args[3])
         places = [cgutils.alloca_once_value(builder, value) for value in values]

@@ -87,8 +87,8 @@ def block(code, instructions, rows, lanes):
 {cases}
         else:
             for m in range(0, NUMBER * lanes, NUMBER):
-                value = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
-                write_number(r + m, value)
+                number = rare(o, read_number(x + m), read_number(y + m), read_number(z + m))
+                write_number(r + m, number)
             for m in range(NUMBER * lanes, stop, NUMBER):
                 write_number(r + m, read_number(r))
 '''

@@ -90,5 +90,6 @@ def _compile(
     with writing:
         source = emit(code, uniform, stored, single, watch, watched)
         exec(compile(source, "<a region>", "exec"), names)
+    names["block"].source = source
     address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)
     return address

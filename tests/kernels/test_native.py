@@ -222,6 +222,24 @@ assert "numba" not in sys.modules and not native.failures
 
 
 @needs_support
+def test_functions_outlive_what_made_them(small: Path, folder: Path) -> None:
+    """Python looks at functions when it ends, and has taken modules apart by then."""
+    native.load("small")
+    program = f"""
+import gc, weakref
+from tapegrad.kernels import native
+native.LIBRARIES["small"] = native.{native.LIBRARIES["small"]!r}
+total = native.load("small")["total"]
+kept = [weakref.ref(part) for part in native._kept if not isinstance(part, tuple)]
+vars(native).clear()
+gc.collect()
+assert kept and all(reference() is not None for reference in kept)
+assert total(5, 2, 1) == 5
+"""
+    run(program)
+
+
+@needs_support
 def test_processes_that_compile_at_once_agree(small: Path, folder: Path) -> None:
     program = f"""
 import sys
