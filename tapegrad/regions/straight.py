@@ -21,35 +21,39 @@ if TYPE_CHECKING:
 LONGEST = 500
 """Instructions of the longest region that gets a function of its own."""
 
-LEAST = 0.3
-"""Seconds that compiling takes at least."""
-
-_PER_INSTRUCTION, _PER_FUNCTION = 0.015, 0.3  # more seconds; they need not be exact
+# Seconds that compiling takes, which need not be exact: for the first region of a process, with what
+# is imported for it; for any other; and more for what there is in it.
+_FIRST, _LEAST, _PER_INSTRUCTION, _PER_FUNCTION = 0.7, 0.02, 0.002, 0.03
 
 _compiled: dict[Any, int] = {}
 _lock = threading.Lock()
+
+
+def least() -> float:
+    """Return the seconds that compiling any region takes at least."""
+    return _LEAST if _compiled else _FIRST
 
 
 def at_least(region: Region) -> float:
     """Return what compiling costs without the functions that are called, which is soon known."""
     if not 0 < len(region.tried) <= LONGEST:
         return np.inf
-    return LEAST + _PER_INSTRUCTION * len(region.tried)
+    return least() + _PER_INSTRUCTION * len(region.tried)
 
 
 def cost(region: Region) -> float:
     """Return the seconds that compiling takes, about; infinite where it is not to be done."""
     from ..kernels.emit import straight, writing
 
-    least = at_least(region)
-    if least == np.inf:
-        return least
+    rest = at_least(region)
+    if rest == np.inf:
+        return rest
     with writing:
         opcodes = frozenset(region.tried[:, 0].tolist())
         if not straight.can_emit(opcodes):
             return np.inf
         seconds: float = _PER_FUNCTION * straight.functions(opcodes)
-    return least + seconds
+    return rest + seconds
 
 
 def compile_region(region: Region, uniform: frozenset[int]) -> int:
