@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LONGEST = 500
 """Instructions of the longest region that gets a function of its own."""
 
-# Seconds that compiling takes, which need not be exact: for the first region of a process, with what
-# is imported for it; for any other; and more for what there is in it.
+# Seconds that compiling takes, which need not be exact: for the first region of a process, with
+# what is imported for it; for any other; and more for what there is in it.
 _FIRST, _LEAST, _PER_INSTRUCTION, _PER_FUNCTION = 0.7, 0.02, 0.002, 0.03
 
 _compiled: dict[Any, int] = {}

@@ -243,7 +243,7 @@ def run_addresses(region: Region, addresses: list[int]) -> None:
 def earn(region: Region, lowered: Lowered, seconds: float) -> None:
     """Count the time that a region is run; compile it once that has taken as long as compiling."""
     lowered.spent += seconds
-    if lowered.spent < straight.least():  # the cost need not be known, and takes a while to find out
+    if lowered.spent < straight.least():  # finding out the cost takes a while, too
         return
     if lowered.cost < 0.0:
         lowered.cost = straight.cost(region)
