@@ -218,22 +218,34 @@ def find_regions(tape, rows, extents, cell0, limit):
             after = own_shape(t, shape, axes, merged)
             if after < 0:
                 return -1
-        extents.axes[current] = after
-        for axis in range(after):
-            extents.shape[current, axis] = merged[axis]
-        tape.region[i] = current
-        extents.last[current] = i
         held += 1
-        for k in range(operands):
-            known = 3 * i + k
-            p = tape.low[known]
-            if exact >> k & 1 and tape.region[p] == current:
-                tape.link[known] = p
-                continue
-            while p <= tape.high[known]:
-                tape.outside[p] |= BY_REGIONS
-                p += 1
+        join(tape, extents, i, current, after)
+        link_operands(tape, i, current, operands, exact)
     return count
+
+
+@helper
+def join(tape, extents, i, r, axes):
+    """Let an instruction be the last of a region, whose shape has been merged with its own."""
+    tape.region[i] = r
+    extents.last[r] = i
+    extents.axes[r] = axes
+    for axis in range(axes):
+        extents.shape[r, axis] = extents.merged[axis]
+
+
+@helper
+def link_operands(tape, i, r, operands, exact):
+    """Link operands to the instructions of their region; mark those that are used from outside."""
+    for k in range(operands):
+        known = 3 * i + k
+        p = tape.low[known]
+        if exact >> k & 1 and tape.region[p] == r:
+            tape.link[known] = p
+            continue
+        while p <= tape.high[known]:
+            tape.outside[p] |= BY_REGIONS
+            p += 1
 
 
 # -- where adjoints flow ---------------------------------------------------------------------------
