@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Tests exercise the installed package. The checkout's tapegrad/ alone is not one: tapegrad.kernels
@@ -18,3 +19,10 @@ os.environ["PYTHONSAFEPATH"] = "1"
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(params=["written out", "structural"])
+def products(request, monkeypatch):
+    """Record small products of matrices as scalar instructions, and as those of the host."""
+    if request.param == "structural":
+        monkeypatch.setattr("tapegrad.matmul._written", lambda x, y: None)

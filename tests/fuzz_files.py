@@ -21,7 +21,9 @@ from tapegrad.programs import files
 MAX_CELLS = 4096
 """Few, so that a mutated size cannot make a run long; the originals have some hundred."""
 
-WEIGHTS = np.arange(12.0).reshape(3, 4) / 6.0 - 1.0
+WEIGHTS = np.tile(np.arange(12.0).reshape(3, 4) / 6.0 - 1.0, (6, 1))
+"""So many rows that a product with a vector is a structural instruction."""
+
 INTERESTING = (0, 1, 2, 7, 8, 127, 128, 255, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -1, -8, -(2**63))
 
 
@@ -34,14 +36,17 @@ def scalars(x, n):
 
 def arrays(x, p):
     """Windows, indices, broadcasts, structural operations."""
-    y = WEIGHTS @ x
+    y = (WEIGHTS @ x)[:3]
     y = np.where(y > 0.0, y, np.sin(y) * p["s"])
     z = x.copy()
     z[1] = y[0] * p["s"] ** 3
     grid = np.maximum(z[:, None] * y, np.array([0.1, 0.2, 0.3]))
     total = np.cumsum(grid[::-1], axis=1)
     total = total + z[np.argmax(y, axis=0)] * np.searchsorted([-99.0, 99.0], y)[0]
-    return {"a": np.max(total, axis=0), "b": (np.sum(grid), np.prod(y), total.T @ z, 7)}
+    return {
+        "a": np.max(total, axis=0),
+        "b": (np.sum(grid), np.prod(y), np.tile(total.T, (6, 1)) @ z, 7),
+    }
 
 
 def originals():

@@ -139,7 +139,7 @@ STRUCTURAL = {
     "min": lambda x: x.min(),
     "cumsum": lambda x: x.cumsum(axis=1),
     "cumprod": lambda x: x.T.cumprod(axis=0),
-    "matmul": lambda x: x @ x[:, ::-1].T,
+    "matmul": lambda x: np.tile(x, (6, 1)) @ x[:, ::-1].T,  # more than are written out
 }
 
 

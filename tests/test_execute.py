@@ -221,10 +221,10 @@ def test_a_linear_network_is_swept_by_products_of_vectors_only(monkeypatch):
         row, "vjp", lambda *args: rule(*[np.asarray(x).view(Counting) for x in args])
     )
     rng = np.random.default_rng(0)
-    v, x, t = rng.normal(size=2), rng.normal(size=2), 0.7
+    v, x, t = rng.normal(size=9), rng.normal(size=9), 0.7
     counts = []
     for depth in (2, 4, 8):
-        weights = [rng.normal(size=(2, 2)) for _ in range(depth)]
+        weights = [rng.normal(size=(9, 9)) / 3.0 for _ in range(depth)]
 
         def loss(weights):
             y = v

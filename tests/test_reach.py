@@ -22,6 +22,7 @@ def test_leaves_answer_for_themselves(x, c):
     assert not c[1:].requires_grad
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(
     "depends",
     [

@@ -16,6 +16,7 @@ from .. import recording
 from ..decisions import deciding
 from ..errors import LostGradientError, ReleasedTapeError, ThreadError, at_caller
 from ..host import structural
+from ..matmul import matmul
 from ..recording import BOOL, FLOAT32, FLOAT64, cells_of, elementwise
 from ..storage import Storage, Tracked, TrackedArray, TrackedScalar
 from ..tape import recorder
@@ -285,10 +286,10 @@ class Array(Tracked):
         return other // self, other % self
 
     def __matmul__(self, other: Any) -> Any:
-        return structural("matmul", self, other)
+        return matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        return structural("matmul", other, self)
+        return matmul(other, self)
 
     def __neg__(self) -> Any:
         return elementwise("negative", self)
@@ -389,10 +390,10 @@ class Array(Tracked):
             plain = not isinstance(other, Tracked)
             return elementwise("multiply", self, np.asarray(other) if plain else other)
         if np.ndim(other) <= 2:
-            return structural("matmul", self, other)
+            return matmul(self, other)
         stack = np.moveaxis(other, -2, 0)
         columns = stack.reshape(len(stack), int(np.prod(stack.shape[1:])))
-        return structural("matmul", self, columns).reshape(self.shape[:-1] + stack.shape[1:])
+        return matmul(self, columns).reshape(self.shape[:-1] + stack.shape[1:])
 
     def round(self, decimals: int = 0) -> Any:
         """Round to `decimals` places; the gradient is 0."""

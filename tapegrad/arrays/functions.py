@@ -15,7 +15,7 @@ import numpy as np
 from .. import recording
 from ..decisions import FUNCTIONS as DECIDING
 from ..errors import at_caller
-from ..host import structural
+from ..matmul import matmul
 from ..recording import cells_of, elementwise, shape_of
 from ..storage import Storage, Tracked, TrackedArray
 from ..tape import recorder
@@ -307,7 +307,7 @@ def fix(x: Any, out: Any = None) -> Any:
 
 
 FUNCTIONS[np.real] = FUNCTIONS[np.real_if_close] = lambda val, *_: val
-FUNCTIONS[np.matmul] = lambda a, b: structural("matmul", a, b)
+FUNCTIONS[np.matmul] = matmul
 
 
 # -- making arrays ---------------------------------------------------------------------------------

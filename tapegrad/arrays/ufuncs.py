@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import NotDifferentiableError, at_caller
 from ..host import structural
 from ..kernels.opcodes import INTEGER_OPERAND, MULTI_UFUNCS, UFUNCS
+from ..matmul import matmul
 from ..recording import FLOAT64, elementwise, operand, promote, shape_of
 from ..storage import Tracked, TrackedArray
 from .indexing import assign
@@ -38,7 +39,7 @@ def _in_double(x: Any) -> Any:
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     np.power: power,
     np.float_power: lambda x, y: elementwise("power", _in_double(x), _in_double(y)),
-    np.matmul: lambda x, y: structural("matmul", x, y),
+    np.matmul: matmul,
     np.bitwise_and: lambda x, y: elementwise("logical_and", x, y),
     np.bitwise_or: lambda x, y: elementwise("logical_or", x, y),
     np.bitwise_xor: lambda x, y: elementwise("logical_xor", x, y),

@@ -33,12 +33,18 @@ def is_preparable(tape: Tape, count: int) -> bool:
     """Whether a Jacobian in so many directions is small, and its kernels are there already."""
     return (
         0 < tape.flushed_cell * count <= NUMBERS
-        and tape.flushed_cell < execute.REGION_CELLS
+        and _array_cells(tape) < execute.REGION_CELLS
         and is_usable()
         and all(type(call) is HostCall for call in tape.hosts)
         and all(entry.source is None for entry in tape.imports)
         and all(execute.compiles(family, 0) for family in _families(tape))
     )
+
+
+def _array_cells(tape: Tape) -> int:
+    """Return how many cells belong to array instructions, which are better swept in regions."""
+    arena, n = tape.arena, tape.n
+    return int(arena.b.array[:n][arena.op.array[:n] == LANES].sum())
 
 
 def is_usable() -> bool:

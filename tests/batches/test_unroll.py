@@ -30,6 +30,7 @@ def one_sample(program, *args):
     return found.reshape(output.shape)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(
     "f",
     [

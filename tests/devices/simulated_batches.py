@@ -167,7 +167,7 @@ def test_what_no_region_runs_is_run_one_sample_after_another(
 ) -> None:
     monkeypatch.setattr("tapegrad.batches.unroll.MAX_PRODUCTS", 8)
     put = GPU.put if where == "device" else np.asarray
-    matrix = RNG.normal(size=(4, 4))
+    matrix = RNG.normal(size=(5, 4))
     large = tg.record(lambda x, a: np.sum(np.tanh(matrix @ np.outer(x, x)) * a), np.ones(4), 0.5)
     again = tg.record(lambda x: np.sum(tg.checkpoint(np.exp)(x)), np.ones(3))
     x, a, v = RNG.normal(size=(3, 4)), RNG.normal(size=3), RNG.normal(size=(3, 4))

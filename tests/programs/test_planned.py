@@ -107,6 +107,7 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name, never_slow):
     f, arguments = CASES[name]
@@ -125,6 +126,7 @@ def test_values_and_gradients(name, never_slow):
             close(program(*point), value)
 
 
+@pytest.mark.usefixtures("products")
 def test_the_bits_of_other_replays(never_slow):
     def f(x, row):
         for _ in range(300):

@@ -54,6 +54,7 @@ FUNCTIONS = [layers, linear_first, scalars, structurals, relu, repeated, few]
 POINTS = [np.array([0.7, -0.4, 1.1, 0.6, 0.9]), np.zeros(5), np.array([-1.0, 2.0, 0.3, 0.0, 0.5])]
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("mode", ["forward", "reverse", "auto"])
 @pytest.mark.parametrize("f", FUNCTIONS)
 def test_any_point(f, mode):

@@ -128,6 +128,7 @@ def assigned(x, y):
     return np.sum(z * z[::-1]) + z[5]
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_programs_of_arrays(name):
     f = ARRAYS[name]

@@ -161,6 +161,7 @@ def test_a_chain_takes_few_instructions_an_element():
     assert len(matrix) <= 20  # array instructions
 
 
+@pytest.mark.usefixtures("products")
 def test_structural_operations_become_scalar_code():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(3, 4))

@@ -64,6 +64,7 @@ STRUCTURAL = {
 }
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_structural_operations_are_exact_to_the_element(name):
     f = STRUCTURAL[name]

@@ -69,6 +69,7 @@ def by_rows(f, x):
     return np.reshape(found, np.shape(value) + np.shape(x))
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("executor", ["reference", "compiled"])
 @pytest.mark.parametrize("mode", ["forward", "reverse", "auto"])
 @pytest.mark.parametrize("f", PROGRAMS)
@@ -353,6 +354,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_with_a_constant_matrix(name, mode):
@@ -362,6 +364,7 @@ def test_products_with_a_constant_matrix(name, mode):
     np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("bias", [0.0, 1.0])
 def test_a_constant_matrix_times_a_vector(bias):
     """The short way for layers, diagonal seeds and others, against one direction at a time."""
@@ -378,6 +381,7 @@ def test_a_constant_matrix_times_a_vector(bias):
     np.testing.assert_allclose(program.jacobian(x, mode="reverse"), rows, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.usefixtures("products")
 def test_infinite_elements_of_a_matrix_meet_only_what_flows():
     matrix = np.array([[np.inf, 1.0], [2.0, 3.0]])
     jacobian = tg.jacobian(lambda x: np.stack([(matrix @ x)[1], x[0]]), mode="reverse")

@@ -138,6 +138,7 @@ def test_gradients_of_jacobians_and_jacobians_of_jacobians():
     assert tg.jacobian(tg.jacobian(lambda x: x[:0]))(x).shape == (0, 2, 2)
 
 
+@pytest.mark.usefixtures("products")
 def test_structural_rows_and_rearrangements():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(3, 3))
