@@ -259,12 +259,20 @@ def region_ratios(rounds: int) -> tuple[float, float, float]:
     return planning, statistics.median(ratios), times["afresh"] / times["replay"]
 
 
-def tiny_arrays(gradient: bool, rounds: int) -> float:
+def tiny_arrays(code: str, gradient: bool, rounds: int) -> float:
     """Return what an instruction on 3x3 arrays takes in a replay, a lane group, in ns."""
     from .small_arrays import replay_nanoseconds
 
     pin()
-    return replay_nanoseconds(gradient, rounds=rounds)
+    return replay_nanoseconds(gradient, code, rounds=rounds)
+
+
+def tiny_product(rounds: int) -> float:
+    """Return what a product of 3x3 matrices takes in a replay of value and gradient, in ns."""
+    from .small_arrays import product_nanoseconds
+
+    pin()
+    return product_nanoseconds(rounds=rounds)
 
 
 def array_memory(workload: str) -> float:
@@ -282,10 +290,13 @@ def regions(effort: Effort) -> Figures:
     speedup = speedup if cores > 1 else math.nan
     yield Figure("w5, one thread over two", speedup, "x", at_least=1.7)
     yield Figure("w3, gradient afresh over its replay", afresh, "x", at_most=1.1)
-    for gradient, what in ((False, "value"), (True, "gradient")):
-        each = isolated(tiny_arrays, gradient, 2 * effort.rounds + 1)
-        label = f"1000 of 3x3, {what}, instruction and lane group"
-        yield Figure(label, each, "ns", at_most=15)
+    for code, many in (("mixture", "1000 of 3x3"), ("products", "3x3 products")):
+        for gradient, what in ((False, "value"), (True, "gradient")):
+            each = isolated(tiny_arrays, code, gradient, 2 * effort.rounds + 1)
+            label = f"{many}, {what}, instruction and lane group"
+            yield Figure(label, each, "ns", at_most=15)
+    product = isolated(tiny_product, 2 * effort.rounds + 1)
+    yield Figure("a 3x3 product, value and gradient", product, "ns")
     for workload, bound in ARRAY_BOUNDS.items():
         found = compare(workload, peers=["tapegrad", "c_fused"], rounds=effort.rounds)
         floor = found.row("c_fused")

@@ -1,12 +1,13 @@
 """asv: programs of many operations on tiny arrays, where what surrounds an operation is the cost.
 
-The figure that the project promises is of `mixture`: a thousand elementwise operations on 3x3
-arrays, recorded once and replayed, so that its plans are kept. It is given in nanoseconds an
-*instruction* and *lane group*:
+The figures that the project promises are of `mixture`, a thousand elementwise operations on 3x3
+arrays, and of `products`, a hundred products of 3x3 matrices, recorded once and replayed, so that
+plans are kept. They are given in nanoseconds an *instruction* and *lane group*:
 
 - Instructions are those of the recorded tape that compute something (inputs are not counted). For
   value and gradient each counts twice, as it is swept forward and backward. What a backward sweep
-  computes again, or needs several steps for, is not counted.
+  computes again, or needs several steps for, is not counted. A product of matrices is recorded as
+  45 instructions, on one number each.
 - A lane group is what the executor computes at a time: a vector of 16 float64
   (``WIDTH`` in kernels/cpu/regions.py). The nine lanes of a 3x3 array are one.
 
@@ -26,6 +27,9 @@ from .measuring import cpu_median, repeat
 LANES = 16
 """Lanes of a group."""
 
+PRODUCTS = 100
+"""Products of matrices in a row."""
+
 MATRIX = np.linspace(0.1, 0.9, 9).reshape(3, 3)
 ROW = np.array([0.5, 1.0, 1.5])
 MIXTURE_POINT = (MATRIX, ROW, 0.7)
@@ -42,6 +46,20 @@ def mixture(x, row, scale, operations=1000):
     return y
 
 
+def products(x, w, count=PRODUCTS):
+    """Multiply 3x3 matrices."""
+    for _ in range(count):
+        x = x @ w
+    return x
+
+
+CODE = {
+    "mixture": (mixture, MIXTURE_POINT, MATRIX.size),
+    "products": (products, (MATRIX, np.linalg.qr(MATRIX + np.eye(3))[0]), 1),
+}
+"""Function, arguments, and how many lanes its instructions have."""
+
+
 def groups(size):
     """Return how many lane groups so many lanes are."""
     return -(-size // LANES)
@@ -53,32 +71,44 @@ def instructions(program):
     return int(np.count_nonzero(tape.arena.op.array[: tape.n] != INPUT))
 
 
-def replay_nanoseconds(gradient, times=200, rounds=15):
-    """Return what an instruction of `mixture` takes a lane group, in a replay."""
+def replay(code, gradient, times=200, rounds=15):
+    """Return the seconds of a replay, and how many lane groups of instructions it sweeps."""
     tg.set_num_threads(1)
-    f = (lambda *args: np.sum(mixture(*args))) if gradient else mixture
+    f, args, lanes = CODE[code]
+    numbers = tuple(range(len(args)))
     with tg.executor("compiled"):
-        program = tg.record(f, *MIXTURE_POINT)
+        program = tg.record((lambda *args: np.sum(f(*args))) if gradient else f, *args)
         call = (
-            (lambda: program.value_and_grad(*MIXTURE_POINT, argnums=(0, 1, 2)))
+            (lambda: program.value_and_grad(*args, argnums=numbers))
             if gradient
-            else (lambda: program(*MIXTURE_POINT))
+            else (lambda: program(*args))
         )
         repeat(call, READY_AFTER + 1)()
     seconds = cpu_median(repeat(call, times), rounds) / times
     swept = instructions(program) * (2 if gradient else 1)
-    return seconds * 1e9 / (swept * groups(MATRIX.size))
+    return seconds, swept * groups(lanes)
+
+
+def replay_nanoseconds(gradient, code="mixture", **effort):
+    """Return what an instruction takes a lane group, in a replay."""
+    seconds, swept = replay(code, gradient, **effort)
+    return seconds * 1e9 / swept
+
+
+def product_nanoseconds(**effort):
+    """Return what a product of 3x3 matrices takes in a replay of value and gradient."""
+    return replay("products", True, **effort)[0] * 1e9 / PRODUCTS
 
 
 class Replay:
-    """An instruction of a thousand on 3x3 arrays, a lane group."""
+    """An instruction of many on 3x3 arrays, a lane group."""
 
-    params = ("value", "value and gradient")
-    param_names = ("what",)
+    params = (("value", "value and gradient"), tuple(CODE))
+    param_names = ("what", "code")
     unit = "ns"
 
-    def track_instruction(self, what):
-        return replay_nanoseconds(what == "value and gradient")
+    def track_instruction(self, what, code):
+        return replay_nanoseconds(what == "value and gradient", code)
 
 
 # -- code as users write it ------------------------------------------------------------------------
