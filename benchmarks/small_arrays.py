@@ -181,7 +181,10 @@ PATTERNS = {
 
 
 class Patterns:
-    """Value and gradient of code on tiny arrays: recorded afresh, replayed, by `tg.function`."""
+    """Value and gradient of code on tiny arrays: recorded afresh, replayed, by `tg.function`.
+
+    `time_transform` is `tg.value_and_grad` of the latter.
+    """
 
     timer = time.process_time
     params = tuple(PATTERNS)
@@ -193,9 +196,15 @@ class Patterns:
         self.argnums = tuple(range(len(self.args)))
         self.afresh = tg.value_and_grad(f, argnums=self.argnums)
         self.function = tg.function(f)
+        self.transform = tg.value_and_grad(self.function, argnums=self.argnums)
         with tg.executor("compiled"):
             self.program = tg.record(f, *self.args)
-            for run in (self.time_afresh, self.time_replay, self.time_function):
+            for run in (
+                self.time_afresh,
+                self.time_replay,
+                self.time_function,
+                self.time_transform,
+            ):
                 repeat(lambda run=run: run(code), READY_AFTER + 1)()
 
     def time_afresh(self, code):
@@ -206,3 +215,6 @@ class Patterns:
 
     def time_function(self, code):
         self.function.value_and_grad(*self.args, argnums=self.argnums)
+
+    def time_transform(self, code):
+        self.transform(*self.args)

@@ -12,7 +12,7 @@ from .. import trees
 from ..decisions import answer_key
 from ..errors import ControlFlowChanged
 from ..storage import Tracked
-from ..transforms.call import check_function
+from ..transforms.call import Replayed, are_plain, check_function, positions_of
 from .ports import is_input
 from .program import Program
 
@@ -56,7 +56,7 @@ class Way:
             way = way.next.setdefault(answer_key(decision.outcome), Way(program))
 
 
-class FunctionOfPrograms:
+class FunctionOfPrograms(Replayed):
     """What `function` returns: call it like the function, or ask it for derivatives.
 
     Attributes
@@ -91,6 +91,17 @@ class FunctionOfPrograms:
     def grad(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Any:
         """Return the gradient."""
         return self.value_and_grad(*args, argnums=argnums, **kwargs)[1]
+
+    def plain_gradient(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], argnums: int | Sequence[int]
+    ) -> tuple[Any, Any] | None:
+        """Return value and gradient where `tg.grad` would; see `Program.plain_gradient`."""
+        if not are_plain(args, kwargs, positions_of(argnums, len(args))):
+            return None
+        found: tuple[Any, Any] | None = self.run(
+            args, kwargs, lambda program: program.plain_gradient(args, kwargs, argnums)
+        )
+        return found
 
     def jacobian(
         self, *args: Any, argnums: int | Sequence[int] = 0, mode: str = "auto", **kwargs: Any

@@ -18,6 +18,8 @@ from ..errors import at_caller
 from ..transforms import derivatives, directions, higher
 from ..transforms.call import (
     Function,
+    Replayed,
+    are_plain,
     check_seed,
     float_for_no_axes,
     positions_of,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from ..batches.runs import Map
 
 
-class Program(Recorded):
+class Program(Recorded, Replayed):
     """A recorded function: it runs again, forward and backward, without running Python code.
 
     Make one with `tapegrad.record`.  A program runs the way through the code that was recorded;
@@ -168,6 +170,21 @@ class Program(Recorded):
                 return self._read(), self._pick(found, argnums)
             finally:
                 self._give_back()
+
+    def plain_gradient(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], argnums: int | Sequence[int]
+    ) -> tuple[Any, Any] | None:
+        """Return value and gradient where `tg.grad` would; see `tapegrad.transforms.call.Replayed`.
+
+        A program that does not return a number which depends on its arguments is for `tg.grad`.
+        """
+        output = self._outputs[0] if self._out_tree.is_leaf else None
+        if output is None or output.size != 1 or output.cells is None or "argnums" in kwargs:
+            return None
+        if not are_plain(args, kwargs, positions_of(argnums, len(args))):
+            return None
+        found: tuple[Any, Any] = self.value_and_grad(*args, argnums=argnums, **kwargs)
+        return found
 
     def gradient(self, argnums: int | Sequence[int] = 0) -> Program:
         """Return the program that computes the gradient, for the same arguments.

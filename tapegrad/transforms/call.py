@@ -23,6 +23,50 @@ from .adjoint import RecordedSweep, Stretch, flat_cells, pinned
 Function = Callable[..., Any]
 
 
+class Replayed:
+    """What has recordings of its own, which gradients are taken of: programs, and `tg.function`."""
+
+    def plain_gradient(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], argnums: int | Sequence[int]
+    ) -> tuple[Any, Any] | None:
+        """Return value and gradient at plain arguments; None where a call has to be recorded.
+
+        That is so where an argument is tracked, or one to differentiate is no floating-point
+        number or array, or the result is not a single number.
+        """
+        raise NotImplementedError
+
+
+def is_recorded_inside() -> bool:
+    """Whether a derivative that is taken here is a part of what is being recorded."""
+    tape = recorder.tape
+    return bool(tape.pinned or (recorder.recordings and not tape.detached))
+
+
+def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any], positions: Sequence[int]) -> bool:
+    """Whether no argument is tracked, and those at `positions` are all floating-point numbers."""
+    for i, arg in enumerate(args):
+        if not _is_plain(arg) and not _holds_plain(arg, i in positions):
+            return False
+    return not kwargs or _holds_plain(kwargs, False)
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether this is a number, an array or a list of numbers that derivatives are of."""
+    kind = type(x)
+    if kind is np.ndarray:
+        return bool(x.dtype == FLOAT64 or x.dtype == FLOAT32)
+    if kind is list:
+        return trees.is_numeric_list(x) and np.asarray(x).dtype == FLOAT64
+    return kind is float or kind is np.float64 or kind is np.float32
+
+
+def _holds_plain(x: Any, numbers: bool) -> bool:
+    """Whether nothing in a structure is tracked, and all are such numbers, if those are wanted."""
+    others = [y for y in trees.flatten(x, trees.is_numeric_list)[0] if not _is_plain(y)]
+    return not (numbers and others) and not any([isinstance(y, Tracked) for y in others])
+
+
 class Call:
     """One recorded call of a function: its output, and sweeps from it."""
 
@@ -45,8 +89,7 @@ class Call:
         self.aux: Any = None
         self._places: dict[int, tuple[Tape | None, Any]] = {}
         self.tracked = any(isinstance(x.value, Tracked) for a in self.arguments for x in a.leaves)
-        tape = recorder.tape
-        if self.tracked or tape.pinned or (recorder.recordings and not tape.detached):
+        if self.tracked or is_recorded_inside():
             self._record_inside(f, args, kwargs, positions, has_aux)
             return
         outer = recorder.enter(recording=self.recording)
