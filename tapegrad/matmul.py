@@ -154,6 +154,14 @@ def matmul(x: Any, y: Any) -> Any:
         If the shapes do not match, or an operand has no axes.
     TypeError
         If an operand is no array of numbers.
+
+    Examples
+    --------
+    Eight multiplications, four additions, and two inputs:
+
+    >>> import numpy as np, tapegrad as tg
+    >>> tg.record(lambda x, y: x @ y, np.ones((2, 2)), np.ones((2, 2)))
+    Program(<lambda>: 14 instructions, 0 decisions)
     """
     a, b = operand(x), operand(y)
     known = None
