@@ -1,4 +1,4 @@
-"""Programs on a simulated device, against the same on the CPU; `test_batches.py` runs this."""
+"""Programs on a simulated device, against the same on the CPU; see `tests/test_simulated.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions on a simulated device, against the same on the CPU; `test_functions.py` runs this."""
+"""Functions on a simulated device, against the same on the CPU; see `tests/test_simulated.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs on a simulated device, one call at a time; `test_programs.py` runs this."""
+"""Programs on a simulated device, one call at a time; see `tests/test_simulated.py`."""
 
 from __future__ import annotations
 

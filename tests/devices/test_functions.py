@@ -1,30 +1,11 @@
-"""Functions on a device: in Numba's simulator, which is asked for before Numba is imported."""
+"""Functions where there is no GPU; `simulated_functions.py` tests them in Numba's simulator."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
-
-HERE = Path(__file__).parent
-
-
-def test_functions_in_the_simulator() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "simulated_functions.py"],
-        cwd=HERE,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def test_without_a_device() -> None:

@@ -1,12 +1,8 @@
-"""Programs on a device: in Numba's simulator, which is asked for before Numba is imported."""
+"""Programs on a GPU, where there is one; `simulated_programs.py` tests them without."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +12,6 @@ import tapegrad as tg
 from tapegrad import trees
 from tapegrad.devices.device import Device, device
 from tapegrad.devices.modules import OnHost
-
-HERE = Path(__file__).parent
-
-
-def test_programs_in_the_simulator() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "simulated_programs.py"],
-        cwd=HERE,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module", params=["own choice", "host"])

@@ -1,7 +1,6 @@
 """Kernels and executor of regions in Numba's CUDA simulator, against the reference executor.
 
-`test_cuda.py` runs this file in a process of its own: Numba is told to simulate before it is
-imported.
+`tests/test_simulated.py` runs this file.
 """
 
 from __future__ import annotations
