@@ -8,24 +8,13 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tapegrad import trees
+from simulators import close
 from tapegrad.devices.arrays import DeviceArray
 from tapegrad.devices.device import device
 
 RNG = np.random.default_rng(5)
 GPU = device()
 PLACES = pytest.mark.parametrize("put", [np.asarray, GPU.put], ids=["host", "device"])
-
-
-def close(found: Any, wanted: Any) -> None:
-    """Vector functions of the CPU and Python's differ by an ULP or two an operation."""
-    (ours, tree), (theirs, other) = trees.flatten(found), trees.flatten(wanted)
-    assert tree == other
-    for one, two in zip(ours, theirs, strict=True):
-        values = one.numpy() if isinstance(one, DeviceArray) else one
-        assert np.shape(values) == np.shape(two)
-        assert np.asarray(values).dtype == np.asarray(two).dtype
-        np.testing.assert_allclose(values, two, rtol=1e-13, atol=1e-14)
 
 
 def bent(x: Any, a: Any) -> Any:
