@@ -110,7 +110,7 @@ class _Written:
     Parameters
     ----------
     code : Code
-        See `tapegrad.kernels.cpu.derive`.
+        See `tapegrad.kernels.cpu.rewriting`.
     inputs : int
         How many inputs there are, the first of its cells.
     wanted : ndarray of int
@@ -123,11 +123,11 @@ class _Written:
     """
 
     def __init__(self, code: Any, inputs: int, wanted: Ints) -> None:
-        from ..kernels.cpu import derive
+        from ..kernels.cpu import ordering
 
         live = np.zeros(code.used[0], np.uint8)
         live[wanted[wanted >= 0]] = 1
-        derive.keep_needed(code, live)
+        ordering.keep_needed(code, live)
         chosen = np.flatnonzero(live[inputs:]) + inputs
         op, *operands = code.ins[chosen].astype(np.int64).T
         arity = _ARITY[op]

@@ -138,7 +138,7 @@ def derive_gradient(program: Program, output: int) -> tuple[Any, Ints, Ints]:
     Returns
     -------
     code
-        See `tapegrad.kernels.cpu.derive`: all inputs of the program come first.
+        See `tapegrad.kernels.cpu.rewriting`: all inputs of the program come first.
     cells : ndarray of int
         By cell of the program: the cell or constant that has its value.
     adjoints : ndarray of int
@@ -162,9 +162,8 @@ class _Derivation:
 
     def __init__(self, program: Program, known: Any) -> None:
         execute.load("derive")
-        from ..kernels.cpu import derive
+        from ..kernels.cpu import rewriting  # with Numba
 
-        self._run = derive
         tape = program.tape
         inputs = [x for x in program._inputs if x is not None]
         leaves = {id(x.leaf) for x in inputs}
@@ -196,39 +195,45 @@ class _Derivation:
         ]
         done = 0
         while done < n:
-            done = derive.copy(self._code, straight.op, *columns, to, done, n)
+            done = rewriting.copy(self._code, straight.op, *columns, to, done, n)
             if done < n:
                 self._grow()
         cells = _renamed(straight.cells, numbers[: len(constants)])
         self.cells: Ints = np.where(cells < 0, cells, to[np.maximum(cells, 0)])
 
     def _new_code(self, steps: Any, pool: Floats, room: int) -> Any:
-        derive, room = self._run, room + 4 * self._run.ROOM
+        from ..kernels.cpu import rewriting
+
+        room += 4 * rewriting.ROOM
         ins = np.empty((room, 4), np.int32)  # what is not used is not in memory
         ins[: self._inputs] = 0, -1, -1, -1
-        k = np.concatenate((pool, np.zeros(4 * derive.ROOM)))
+        k = np.concatenate((pool, np.zeros(4 * rewriting.ROOM)))
         used = np.array([self._inputs, len(pool)], np.int64)
-        roles = _roles(derive.ROLES, derive.ROLE)
-        code = derive.Code(ins, k, _table(room), _table(len(k)), roles, steps, used)
-        derive.rehash(code)
+        roles = _roles(rewriting.ROLES, rewriting.ROLE)
+        code = rewriting.Code(ins, k, _table(room), _table(len(k)), roles, steps, used)
+        rewriting.rehash(code)
         return code
 
     def _grow(self) -> None:
         """Make room for as many instructions and constants again."""
+        from ..kernels.cpu import rewriting
+
         code = self._code
         if code.used[0] > self._limit:
             raise Unsupported("the derivatives are too many to be written out")
         size, k_size = 2 * len(code.ins), 2 * len(code.k)
         columns = {"ins": _longer(code.ins, size), "k": _longer(code.k, k_size)}
         self._code = code._replace(**columns, table=_table(size), k_table=_table(k_size))
-        self._run.rehash(self._code)
+        rewriting.rehash(self._code)
 
     def gradient(self, output: int) -> Ints:
         """Append a backward sweep from one cell; return the derivative with respect to each input.
 
         Inputs without one have `NOTHING`.
         """
-        derive, stop = self._run, int(self._code.used[0])
+        from ..kernels.cpu import derive
+
+        stop = int(self._code.used[0])
         adjoint = np.full(stop, derive.NOTHING, np.int32)
         if output >= 0:
             active = np.zeros(stop, np.uint8)
@@ -247,7 +252,9 @@ class _Derivation:
 
     def tangents(self, outputs: Ints) -> tuple[Ints, Ints, Ints]:
         """Append the derivatives of outputs, row by row; return rows, columns, and their cells."""
-        derive, stop = self._run, int(self._code.used[0])
+        from ..kernels.cpu import derive
+
+        stop = int(self._code.used[0])
         needed = np.zeros(stop, np.uint8)
         needed[outputs[outputs >= 0]] = 1
         derive.reach_backward(self._code, self._programs, needed, stop)

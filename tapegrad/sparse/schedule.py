@@ -28,7 +28,7 @@ def schedule(code: Any, inputs: int, wanted: Ints) -> tuple[Tape, Ints]:
     Parameters
     ----------
     code : Code
-        See `tapegrad.kernels.cpu.derive`.
+        See `tapegrad.kernels.cpu.rewriting`.
     inputs : int
         The number of inputs, which come first.
     wanted : ndarray of int
@@ -57,19 +57,19 @@ class _Schedule:
 
     def _add_tiles(self, code: Any, wanted: Ints) -> None:
         """Append all that is needed, tile by tile."""
-        from ..kernels.cpu import derive  # with Numba
+        from ..kernels.cpu import ordering  # with Numba
 
         n = int(code.used[0])
         order, waiting = np.empty(n, np.int32), np.empty(n, np.int32)
         place, ends = np.full(n, -1, np.int32), np.zeros(len(wanted) + 1, np.int32)
-        derive.order_by_need(code, wanted, self._inputs, place, waiting, order, ends[1:])
+        ordering.order_by_need(code, wanted, self._inputs, place, waiting, order, ends[1:])
         order = order[: ends[-1]]
         level = waiting
         first = 0
         while first < len(order):
             # What is needed together stays together, so that tiles of equal code look the same.
             stop = int(ends[np.searchsorted(ends, min(first + TILE, len(order)))])
-            derive.levels(code, order, place, level, first, stop)
+            ordering.levels(code, order, place, level, first, stop)
             self._add_tile(code, order[first:stop], level[first:stop].astype(np.int64))
             first = stop
 
