@@ -180,14 +180,8 @@ def op(
         One sentence, for the reference page.
     """
     names = tuple(operands.split())
-    partials = [dx, dy, dz]
-    for operand, partial in zip(OPERANDS, partials, strict=True):
-        if (operand in names) != (partial is not None):
-            fault = "misses" if operand in names else "has a needless"
-            raise ValueError(
-                f"row {name!r} {fault} d{operand}: give an expression, ZERO, INTEGER or "
-                "NONDIFF('reason') for each operand, and nothing else"
-            )
+    partials = (dx, dy, dz)
+    _check_partials(name, names, partials)
     row = Row(
         name=name,
         operands=names,
@@ -210,6 +204,16 @@ def op(
     _check_signs(row)
     _check_branches(row)
     return row
+
+
+def _check_partials(name: str, names: Sequence[str], partials: Iterable[Partial | None]) -> None:
+    for operand, partial in zip(OPERANDS, partials, strict=True):
+        if (operand in names) != (partial is not None):
+            fault = "misses" if operand in names else "has a needless"
+            raise ValueError(
+                f"row {name!r} {fault} d{operand}: give an expression, ZERO, INTEGER or "
+                "NONDIFF('reason') for each operand, and nothing else"
+            )
 
 
 def parse(expression: str) -> ast.expr:
