@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..regions.plan import ADJOINTS, IMPORTS, POOL, TIES, VALUES
 from ..regions.region import BASE, BUFFER, INDEX, OFFSET, STRIDES, Ints, Region, RegionBuilder
+from ..regions.written import ADJOINTS, IMPORTS, POOL, TIES, VALUES
 from ..window import Shape, Window
 from .loaded import Loaded
 from .places import Places

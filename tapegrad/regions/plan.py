@@ -9,38 +9,20 @@ not on any value, so plans are kept and serve every recording of the same struct
 
 from __future__ import annotations
 
-import threading
-from array import array
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import cache
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import adjoints
-from ..kernels.opcodes import ADD, FIRST_ROW, HOST, INPUT, KINDS, NAMES, ROWS
-from ..storage import address
-from ..window import coalesce
-from .fusing import Fusing
-from .plain import can_be_plain, made_plain, matched
+from ..kernels.opcodes import FIRST_ROW, HOST, INPUT, NAMES
+from .hosts import host_table
 from .region import (
-    ARITIES,
-    BUFFER,
-    INDEX,
-    MAXIMUM,
-    MINIMUM,
-    OFFSET,
     SET,
-    STRIDES,
-    Codes,
     Region,
 )
-from .unit_seed import from_one
+from .written import AXES, Record, planner, region_of, room, row_table
 
 if TYPE_CHECKING:
-    from ..host import HostCall
     from ..tape import Tape
 
 LIMIT = 512 * 128
@@ -51,28 +33,12 @@ Arrays of few lanes, the least that are counted being those of a vector, may hav
 OWN = 256
 """Elements from which an import has buffers of its own, and is neither copied nor cleared."""
 
-FUSED = 1 << 14
-"""Lanes from which a region's program is fused: that takes about 5 us an instruction, once."""
-
 KEPT = 64
 """Plans that are kept, the latest used."""
 
-VALUES, POOL, ADJOINTS, INDICES, TIES, IMPORTS = range(6)
-"""Buffers of a plan's regions; from `IMPORTS` on, values and adjoints of each import in `own`."""
-
 SCALARS, HOST_CALL = -1, -2
-_AXES, _WINDOW = 6, 6
 _STORE_ALL, _STORE_OUTSIDE, _REVERSE, _COUNT_TIES, _STORE_SUMS = 1, 2, 4, 8, 16
 _BY_OTHERS = 2
-_RECEIVED = np.array(adjoints.RECEIVED, np.int64)
-_STARTS = np.array(adjoints.STARTS, np.int64)
-_PROGRAMS = np.array(adjoints.CODE, np.int64)
-_NUMBERS = np.array(adjoints.CONSTANTS)
-_KINDS = np.array(KINDS, np.uint8)
-_EXTREMAL = np.array(
-    [ROWS[name][0] for name in ("equal", "isnan", "logical_or", "divide", "where")]
-)
-_LINES = int(np.diff(_STARTS).max()) + 6  # instructions that one of the tape becomes, at most
 
 # Scalar instructions whose adjoints do not depend on values.
 _LINEAR = np.array(
@@ -82,100 +48,6 @@ _LINEAR = np.array(
         for name in NAMES
     ]
 )
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class Record:
-    """Arrays and integers as kernels of the planner take them; see `kernels/cpu/records.py`.
-
-    Parameters
-    ----------
-    *fields : int, ndarray, or tuple of ndarray
-        In a tuple there is one array, whose rows are fields of their own: looking up where arrays
-        lie takes longer than planning an instruction.
-
-    Attributes
-    ----------
-    words : array of int
-        For each array its address, for each integer itself.
-    address : int
-        Where they lie.
-    """
-
-    __slots__ = ("_fields", "address", "words")
-
-    def __init__(self, *fields: Any) -> None:
-        self._fields = fields  # which have to live as long
-        self.words = array("q")
-        for field in fields:
-            if isinstance(field, int):
-                self.words.append(field)
-            elif isinstance(field, tuple):
-                start, step = address(field[0]), field[0].strides[0]
-                self.words.extend([start + k * step for k in range(len(field[0]))])
-            else:
-                self.words.append(address(field))
-        self.address = self.words.buffer_info()[0]
-
-
-class _Room(threading.local):
-    """Where a thread's programs are written, used again: fresh memory costs as much as planning."""
-
-    def __init__(self) -> None:
-        self.count = self.instructions = self.left = 0
-        self.counts = np.zeros(4, np.int64)
-        self.fixed = (np.empty(len(_NUMBERS) + 2), self.counts)  # constants
-        self.slots = np.zeros(64, np.int64)
-        self.links, self.steps = np.empty((3, 0), np.int64), np.empty((0, 3), np.int64)
-
-    def operands(self, n: int) -> Ints:
-        """Return room for what is found out about the operands of `n` instructions."""
-        if 3 * n > self.links.shape[1]:
-            self.links, self.steps = np.empty((3, 3 * n), np.int64), np.empty((n + 1, 3), np.int64)
-        return self.links
-
-    def program(self, count: int, n: int, shape: int, axes: int) -> Record:
-        """Return room for the program of a region of `count` instructions of a tape's `n`.
-
-        `shape` is the address of its extents.
-        """
-        if count > self.count or n > self.instructions:
-            self._grow(max(count, self.count), max(n, self.instructions))
-        windows = 4 * count + 2
-        size = 1 << (windows + windows // 2).bit_length()
-        self.record.words[-3:] = array("q", (shape, axes, size - 1))
-        return self.record
-
-    def _grow(self, count: int, n: int) -> None:
-        self.count, self.instructions = count, n
-        lines, windows = count * _LINES, 4 * count + 2
-        self.code = np.empty((4, lines), np.int64)
-        self.inputs, self.outputs = np.empty((2, windows, _WINDOW + _AXES), np.int64)
-        table = np.zeros(1 << (windows + windows // 2).bit_length(), np.int64)
-        value, operands = np.empty(n, np.int64), np.empty((count, 3), np.int64)
-        adjoints = np.empty(lines, np.int64), np.empty(windows, np.int64)
-        self.record = Record(
-            *self.code, self.inputs, self.outputs, *self.fixed, table, value, operands,
-            *adjoints, self.slots, 0, 0, 0,
-        )  # fmt: skip
-        values = lines + windows + len(self.fixed[0])
-        self.final = np.empty((lines, 5), np.uint16)
-        self.rows = Record(np.empty(values, np.uint8), *np.empty((3, values), np.int64), self.final)
-
-
-@cache
-def _planner() -> dict[str, Callable[..., int]]:
-    """Load the planner's kernels."""
-    from ..kernels import native
-
-    found: dict[str, Callable[..., int]] = native.load("planning")
-    return found
-
-
-@cache
-def _rows() -> Record:
-    return Record(_KINDS, ARITIES, _EXTREMAL, _STARTS, _PROGRAMS, _RECEIVED, _NUMBERS, ADD)
 
 
 class Step:
@@ -269,15 +141,15 @@ class Plan:
         self._ties[:] = -1
         self._tape = Record(
             op, a, b, tape.d.array(), tape.x.array(), *self._hosts, self.first, (known,),
-            (_room.operands(n),), (marks,), self._own, self._in_arena, start, n,
+            (room.operands(n),), (marks,), self._own, self._in_arena, start, n,
         )  # fmt: skip
         regions = int(np.count_nonzero(op[start : tape.n] == 1)) + len(tape.hosts) + 2
         self._ends = np.empty((3, regions), np.int64)
-        self._shapes = np.empty((regions, _AXES + 2), np.int64)
+        self._shapes = np.empty((regions, AXES + 2), np.int64)
         self._extents = Record((self._ends,), self._shapes, 0)
         self._extents.words[-1] = self._shape_at(regions - 1)
-        self.count = _planner()["partition"](
-            self._tape.address, _rows().address, self._extents.address, cell, LIMIT
+        self.count = planner()["partition"](
+            self._tape.address, row_table().address, self._extents.address, cell, LIMIT
         )
         self.fused = self.unit = -1
         self.compiled = False
@@ -336,9 +208,9 @@ class Plan:
 
     def _list_steps(self) -> None:
         op = self._columns[0]
-        table, start = _room.steps, self.start
+        table, start = room.steps, self.start
         steps = Record(table)
-        count = _planner()["schedule"](self._tape.address, self._extents.address, steps.address)
+        count = planner()["schedule"](self._tape.address, self._extents.address, steps.address)
         for kind, low, high in table[:count].tolist():
             begin, end = int(self.first[low]), int(self.first[high])
             step = Step(kind, start + low, start + high, begin, end)
@@ -364,7 +236,7 @@ class Plan:
     def _plan_gradient(self, seeds: tuple[Any, ...], active: Any, unit: bool, sums: bool) -> None:
         seeded = self._chosen(seeds)
         marks = Record(active, seeded)
-        _planner()["find_active"](self._tape.address, _rows().address, marks.address)
+        planner()["find_active"](self._tape.address, row_table().address, marks.address)
         kinds = self._columns[0][self.start : self.start + self.n]
         inside = self._region >= 0
         used = np.zeros(self.count + 1, np.bool_)  # regions that some adjoint flows through
@@ -434,23 +306,23 @@ class Plan:
         """Return a region's program for a mode, or None where it would carry nothing out."""
         start, last, axes = self._ends[:, r].tolist()
         shape = self._shapes[r]
-        to = _room.program(last + 1 - start, self.n, self._shape_at(r), axes)
-        _planner()["write"](
-            self._tape.address, _rows().address, to.address, r, start, last + 1, mode
+        to = room.program(last + 1 - start, self.n, self._shape_at(r), axes)
+        planner()["write"](
+            self._tape.address, row_table().address, to.address, r, start, last + 1, mode
         )
-        if not _room.counts[2]:
+        if not room.counts[2]:
             return None
         if step is not None:
             blank = np.empty((len(self.own), 4), np.int64)
             imports = Record(np.array(self._sizes, np.int64), touched, blank, len(self.own))
-            _planner()["choose_sets"](to.address, imports.address)
+            planner()["choose_sets"](to.address, imports.address)
             step.blanks = [
                 (own, low, high)
                 for own, row in enumerate(blank.tolist())
                 for low, high in (row[:2], row[2:])
                 if high > low
             ]
-        return _region(tuple(shape[:axes].tolist()), to, self.unit)
+        return region_of(tuple(shape[:axes].tolist()), to, self.unit)
 
     def _shape_at(self, r: int) -> int:
         """Return where the shape of a region lies."""
@@ -481,128 +353,6 @@ class Plan:
         return bool(self.stored[p : q + 1].all())
 
 
-def _region(shape: tuple[int, ...], to: Record, unit: int) -> Region:
-    """Return the region of the program that has been written, from the adjoint 1 of a cell."""
-    room, counts = _room, _room.counts
-    m, n_in, n_out, n_constants = counts.tolist()
-    outputs = room.outputs[:n_out, : _WINDOW + len(shape)]
-    tried = fused = None
-    if prod(shape) >= FUSED:
-        lines = [[op, *values[: ARITIES[op]]] for op, *values in room.code[:, :m].T.tolist()]
-        results = outputs[:, 0].tolist()
-        seed = _window_on(unit, len(shape), n_in) if unit >= 0 else 0
-        if seed:
-            one = _constant_one(n_constants)
-            n_constants = int(counts[3])
-            lines = from_one(lines, seed, one)
-            results = [one if value == seed else value for value in results]
-        fused = Fusing(lines, results)
-        # Zeros of values may be used for anything, those of adjoints only as such.
-        which = can_be_plain(lines, outputs[outputs[:, 1] == VALUES, 0].tolist())
-        if any(which):
-            tried = _finish(to, outputs, Fusing(made_plain(lines, which), results))
-    final, rows, count = _finish(to, outputs, fused)
-    plain = tried and matched(tried[0], tried[1], rows, n_constants + n_in)
-    return Region(
-        shape, final, room.fixed[0][:n_constants].copy(),
-        room.inputs[:n_in, : _WINDOW + len(shape)].copy(), outputs.copy(), count, plain=plain,
-    )  # fmt: skip
-
-
-def _window_on(cell: int, axes: int, n_in: int) -> int:
-    """Return the value that is brought in from the adjoint of a cell, or 0."""
-    windows = _room.inputs[:n_in, : _WINDOW + axes]
-    still = ~windows[:, STRIDES:].any(axis=1) & (windows[:, INDEX] < 0)
-    found = still & (windows[:, BUFFER] == ADJOINTS) & (windows[:, OFFSET] == cell)
-    return -1 - 2 * int(found.argmax()) if found.any() else 0
-
-
-def _constant_one(n_constants: int) -> int:
-    """Return the value that is 1 in every lane, entering it among the constants if it is new."""
-    numbers = _room.fixed[0]
-    known = np.flatnonzero(numbers[:n_constants] == 1.0)
-    at = int(known[0]) if len(known) else n_constants
-    numbers[at] = 1.0
-    _room.counts[3] = max(n_constants, at + 1)
-    return -2 - 2 * at
-
-
-def _finish(to: Record, outputs: Ints, fused: Fusing | None) -> tuple[Codes, list[int], int]:
-    """Return a program on rows, the rows of its results, and how many rows there are."""
-    room = _room
-    if fused is not None:
-        code = fused.table().T
-        room.counts[0] = code.shape[1]
-        room.code[:, : code.shape[1]] = code
-        outputs[:, 0] = fused.results
-    count = _planner()["finish"](to.address, _rows().address, room.rows.address)
-    return room.final[: room.counts[0]].copy(), outputs[:, 0].tolist(), count
-
-
-# -- what a plan is made from ----------------------------------------------------------------------
-
-
-def host_table(tape: Tape) -> tuple[list[int], list[int]]:
-    """Return where each structural instruction is described, and the descriptions.
-
-    A sum, maximum or minimum over consecutive or strided cells is described as an array instruction
-    of one operand, how its out-window takes lanes in the place of the opcode, followed by the
-    strides of its result; others by the cells that their operands reach.
-    """
-    at: list[int] = []
-    words: list[int] = []
-    for call in tape.hosts:
-        described = _reduction(call)
-        if described:
-            at.append(len(words))
-            words += described
-        else:
-            at.append(-1 - len(words))
-            words += _reach(call)
-    return at, words
-
-
-_REDUCTIONS = {"sum": SET, "max": MAXIMUM, "min": MINIMUM}
-
-
-def _reduction(call: HostCall) -> list[int]:
-    from ..ops.structural import STRUCTURAL
-
-    how = _REDUCTIONS.get(call.row.name)
-    if how is None or call.row is not STRUCTURAL[call.row.name]:
-        return []
-    if call.operands[0].window is None:
-        return []
-    window, axes = call.operands[0].window, call.params["axis"]
-    if not window.size or window.ndim == 0:
-        return []
-    if window.ndim == 1 and window.size > 1 and axes == (0,):  # the usual one, at once
-        return [how, 1, window.size, 0, window.offset, *window.strides, 0]
-    strides, step = [0] * window.ndim, 1
-    for axis in range(window.ndim - 1, -1, -1):
-        if axis not in axes:
-            strides[axis] = step
-            step *= window.shape[axis]
-    sizes, (into, out) = coalesce(window.shape, [window.strides, tuple(strides)])
-    return [how, len(sizes), *sizes, 0, window.offset, *into, *out]
-
-
-def _reach(call: Any) -> list[int]:
-    pairs: list[int] = []
-    for x in getattr(call, "operands", ()):
-        cells = x.cells if x.window is None else x.window
-        if cells is None or not cells.size:
-            continue
-        if x.window is not None:
-            reach = [(n - 1) * s for n, s in zip(cells.shape, cells.strides, strict=True)]
-            pairs.append(cells.offset + sum(r for r in reach if r < 0))
-            pairs.append(cells.offset + sum(r for r in reach if r > 0))
-        else:
-            pairs += (int(cells.min()), int(cells.max()))
-    return [len(pairs) // 2, *pairs]
-
-
-_room = _Room()
 _plans: OrderedDict[Any, Plan] = OrderedDict()
 
 

@@ -16,7 +16,7 @@ import tapegrad as tg
 from tapegrad.batches import lanes
 from tapegrad.kernels.opcodes import ARITY, ROW_OF, ROWS
 from tapegrad.kernels.rules import FORWARD
-from tapegrad.regions import plan, threads
+from tapegrad.regions import plan, threads, written
 from tapegrad.regions.plain import OPEN, matched, telling
 from tapegrad.regions.region import Region, RegionBuilder, run_reference
 from tapegrad.regions.threads import get_num_threads, run_region, set_num_threads, specialise
@@ -289,7 +289,7 @@ def test_batches_have_plain_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("n", [plan.FUSED, plan.FUSED + 77])
+@pytest.mark.parametrize("n", [written.FUSED, written.FUSED + 77])
 def test_array_code_has_plain_programs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     x, c = np.random.default_rng(3).random((2, n))
     x[BORDERS,], c[BORDERS,] = 0.0, 0.0
@@ -305,7 +305,7 @@ def test_array_code_has_plain_programs(monkeypatch: pytest.MonkeyPatch, n: int) 
 
     with tg.executor("compiled"):
         found, are_plain = gradient()
-        monkeypatch.setattr(plan, "FUSED", 1 << 60)
+        monkeypatch.setattr(written, "FUSED", 1 << 60)
         expected, are_careful = gradient()
     assert any(are_plain)
     assert not any(are_careful)

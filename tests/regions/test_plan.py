@@ -11,7 +11,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad import arena, execute
-from tapegrad.regions import plan, threads
+from tapegrad.regions import plan, threads, written
 from tapegrad.regions.plan import plan_of
 
 
@@ -240,7 +240,7 @@ def test_fused_regions_give_the_same_bits(
     found = []
     with tg.executor("compiled"):
         for lanes in (1 << 60, 0):
-            monkeypatch.setattr(plan, "FUSED", lanes)
+            monkeypatch.setattr(written, "FUSED", lanes)
             monkeypatch.setattr(plan, "_plans", OrderedDict())
             found.append(tg.value_and_grad(f)(point()))
     for plain, fused in zip(*found, strict=True):

@@ -10,8 +10,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.regions import plan
-from tapegrad.regions.plan import ADJOINTS
 from tapegrad.regions.region import BUFFER
+from tapegrad.regions.written import ADJOINTS
 
 N = 20_000  # enough that programs are fused
 RNG = np.random.default_rng(0)
