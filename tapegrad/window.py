@@ -352,11 +352,6 @@ class Window:
                 stride *= target[axis]
         return Window(self.offset, target, tuple(strides))
 
-    def coalesced(self) -> Window:
-        """Return a window on the same elements in the same order, with as few axes as possible."""
-        shape, (strides,) = coalesce(self.shape, [self.strides])
-        return Window(self.offset, shape, strides)
-
     # -- cells -----------------------------------------------------------------------------------
 
     def cells(self, index: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
