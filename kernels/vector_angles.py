@@ -64,21 +64,6 @@ def sine_and_cosine(x: V) -> tuple[I, V, V, V, V]:
     return bits(t), h, s_lo, w, c_lo
 
 
-def vsincos(x: V) -> tuple[V, V]:
-    """Return sine and cosine."""
-    n, s, s_lo, c, c_lo = sine_and_cosine(x)
-    s, c = s + s_lo, c + c_lo
-    odd = (n & 1) != 0
-    sine = from_bits(bits(select(odd, c, s)) ^ ((n & 2) << (SIGN - 1)))
-    cosine = from_bits(bits(select(odd, s, c)) ^ (((n + 1) & 2) << (SIGN - 1)))
-    sine = select(fabs(x) < TINY, x, sine)
-    far = ~(fabs(x) < ANGLE_LIMIT)
-    if any_lane(far):
-        sine = repair(math.sin, far, x, sine)
-        cosine = repair(math.cos, far, x, cosine)
-    return sine, cosine
-
-
 def sine_beyond(x: V, m: V) -> V:
     """Return the sine of x - m pi / 2, which is at most pi / 2; |x| < a million."""
     h, h_lo = less_quarters(x, m)

@@ -285,7 +285,7 @@ def sinc_derivative(n: float, x: float) -> float:
 WIDTH = 16  # lanes of a vector
 VECTOR, NUMBER = 128, 8  # bytes of a vector and of a number
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "6f2c122791a60a93"
+SIMD_TEXT = "574fbeb4c9f889cd"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2

@@ -38,7 +38,6 @@ from numba.extending import intrinsic, lower_builtin, lower_cast, models, regist
 
 VECTOR_BYTES = 128
 LANES = VECTOR_BYTES // 8  # Of a vector of float64.
-LANES32 = VECTOR_BYTES // 4  # Of a vector of float32.
 
 _I1, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
@@ -341,7 +340,6 @@ def _splat(vector: Vector) -> Any:
 
 splat = _splat(F64)  # A scalar in every lane; needed where a loop starts from a constant only.
 splat_f32 = _splat(F32)
-splat_i64 = _splat(I64)
 
 bits = _converted("f", "i", "bitcast")  # The bits of numbers, as integers.
 from_bits = _converted("i", "f", "bitcast")
@@ -511,21 +509,14 @@ def _storing(
     return _intrinsic(2, lambda address, value: types.void(types.int64, kind), emit)
 
 
-_NARROW = ir.VectorType(_F32, LANES)
 load = _loading(F64, F64.llvm, 8)
-load_aligned = _loading(F64, F64.llvm, 64)
 load_integers = _loading(I64, I64.llvm, 8)
 load_f32 = _loading(F32, F32.llvm, 4)
-load_f32_aligned = _loading(F32, F32.llvm, 64)
-load_widened = _loading(F64, _NARROW, 4, "fpext")  # 16 numbers in single precision, as F64.
 store = _storing(F64, F64.llvm, 8)
-store_aligned = _storing(F64, F64.llvm, 64)
 store_streaming = _storing(F64, F64.llvm, 64, streaming=True)  # Past the cache; aligned to 64.
 store_integers = _storing(I64, I64.llvm, 8)
 store_f32 = _storing(F32, F32.llvm, 4)
-store_f32_aligned = _storing(F32, F32.llvm, 64)
 store_f32_streaming = _storing(F32, F32.llvm, 64, streaming=True)
-store_narrowed = _storing(F64, _NARROW, 4, "fptrunc")
 
 # Scalars, in the types that Numba computes with.
 read_f64 = _loading(types.float64, _F64, 8)

@@ -153,16 +153,14 @@ def single(a: int, out: int) -> None:
     x = simd.load_f32(a)
     y = simd.select(simd.fma(x, x, 1) > 2, simd.sqrt(x), 0.1)
     simd.store_f32(out, simd.from_bits((simd.bits(y) << 1) >> 1))
-    simd.store_narrowed(out + 128, simd.load_widened(a) * 0.1)
-    simd.write_f32(out + 192, simd.read_f32(a + 4) + 1.0)
+    simd.write_f32(out + 128, simd.read_f32(a + 4) + 1.0)
 
 
 def test_single_precision() -> None:
-    x, out = np.linspace(0.0, 3.0, 32, dtype=np.float32), np.empty(49, np.float32)
+    x, out = np.linspace(0.0, 3.0, 32, dtype=np.float32), np.empty(33, np.float32)
     single(x.ctypes.data, out.ctypes.data)
     np.testing.assert_array_equal(out[:32], np.where(x * x + 1 > 2, np.sqrt(x), np.float32(0.1)))
-    np.testing.assert_array_equal(out[32:48], (x[:16] * np.float64(0.1)).astype(np.float32))
-    assert out[48] == np.float32(float(x[1]) + 1.0)
+    assert out[32] == np.float32(float(x[1]) + 1.0)
 
 
 def test_the_mark_is_that_of_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
