@@ -107,7 +107,7 @@ class Decisions:
     ) -> None:
         """Note that a function of values, such as ``np.argmax``, was answered."""
         leaves, tree = trees.flatten((list(args), dict(kwargs)))
-        places = [HostOperand(tape, x) if isinstance(x, Tracked) else _own(x) for x in leaves]
+        places = [HostOperand(tape, x) if isinstance(x, Tracked) else trees.own(x) for x in leaves]
         self._calls.append(Call(function, tree, places, len(self.all)))
         self.all.append(Decision(f"np.{function.__name__}", outcome))
 
@@ -425,10 +425,6 @@ class Call:
         args, kwargs = trees.unflatten(self.tree, leaves)
         with np.errstate(all="ignore"):
             return self.function(*args, **kwargs)
-
-
-def _own(x: Any) -> Any:
-    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def deciding(x: Any) -> Decisions | None:

@@ -241,6 +241,16 @@ def is_numeric_list(obj: Any) -> bool:
     return isinstance(obj, list) and _rectangle(obj) is not None
 
 
+def is_whole(obj: Any) -> bool:
+    """Whether `obj` stands for an array, or for none: it is None, or `is_numeric_list`."""
+    return obj is None or is_numeric_list(obj)
+
+
+def own(leaf: Any) -> Any:
+    """Return a copy of an array, anything else as it is."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
 def _rectangle(obj: Any) -> tuple[int, ...] | None:
     """Return the shape of a number or a rectangular list of numbers, or None."""
     if not isinstance(obj, list):

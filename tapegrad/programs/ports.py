@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import backward, recording
+from .. import backward, recording, trees
 from ..arrays.indexing import on_cells
 from ..errors import at_caller
 from ..recording import FLOAT32, FLOAT64
@@ -85,7 +85,7 @@ class Output:
                 self.cells = cells
                 return
             value = value.value  # type: ignore[attr-defined]
-        self.constant = own(value)
+        self.constant = trees.own(value)
 
     @classmethod
     def on_cells(cls, cells: Any, shape: tuple[int, ...], dtype: Any) -> Output:
@@ -104,7 +104,7 @@ class Output:
     def track(self, tape: Tape, to: Any) -> Any:
         """Return the output as a tracked value, where `to` says where its cells are in `tape`."""
         if self.cells is None:
-            return own(self.constant)
+            return trees.own(self.constant)
         if self.shape == () or isinstance(self.cells, (int, np.integer)):
             first = int(to[np.ravel(self.cells)[0]]) if self.size else 0
             return recording.run(tape, first, self.shape, self.dtype)
@@ -120,7 +120,7 @@ class Output:
     def read(self, v: Floats) -> Any:
         """Return the output's value, owned by the caller."""
         if self.cells is None:
-            return own(self.constant)
+            return trees.own(self.constant)
         if isinstance(self.cells, (int, np.integer)):
             if not self.shape and self.dtype == FLOAT64:
                 return v.item(self.cells)
@@ -131,11 +131,6 @@ class Output:
         if values.ndim:
             return values
         return float(values) if self.dtype == FLOAT64 else values[()]
-
-
-def own(x: Any) -> Any:
-    """Return a copy of an array, anything else as it is."""
-    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def gathered(x: Any) -> Any:

@@ -25,7 +25,6 @@ from ..transforms.call import (
     positions_of,
 )
 from .captured import Captured, Promoted, choose
-from .ports import own
 from .prepared import PreparedJacobian, is_preparable, is_usable
 from .recorded import Recorded, any_tracked
 
@@ -104,7 +103,7 @@ class Program(Recorded, Replayed):
             )
         items = [choose(self.captured, one) for one in what]
         args, kwargs = self.example()
-        values = [own(item._snapshot)[()] for item in items]
+        values = [trees.own(item._snapshot)[()] for item in items]
         return Program(Promoted(self._function, items), (*args, *values), kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -556,7 +555,7 @@ class Program(Recorded, Replayed):
             if tangent is None:
                 parts += [None] * child.n_leaves
             else:
-                parts += trees.flatten_like(child, tangent, _is_whole)
+                parts += trees.flatten_like(child, tangent, trees.is_whole)
         parts += [None] * (len(self._inputs) - len(parts))  # of keyword arguments
         for i, (known, part) in enumerate(zip(self._inputs, parts, strict=True)):
             if known is None:
@@ -573,10 +572,6 @@ def _is_finite(result: Any) -> bool:
     parts = [np.ravel(part) for part in trees.flatten(result)[0]]
     # Numbers whose squares overflow are looked at again.
     return all([math.isfinite(x.dot(x)) or bool(np.isfinite(x).all()) for x in parts])
-
-
-def _is_whole(x: Any) -> bool:
-    return x is None or trees.is_numeric_list(x)
 
 
 def record_program(f: Function, *args: Any, **kwargs: Any) -> Program:

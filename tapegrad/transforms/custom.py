@@ -44,12 +44,12 @@ class Arguments:
     def __init__(self, leaves: Sequence[Any], tree: trees.TreeDef) -> None:
         self.tree = tree
         self.dtypes = [recording.dtype_of(x) for x in leaves if isinstance(x, Tracked)]
-        self.parts = [_OPERAND if isinstance(x, Tracked) else _own(x) for x in leaves]
+        self.parts = [_OPERAND if isinstance(x, Tracked) else trees.own(x) for x in leaves]
 
     def build(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """Return the arguments with `values` in the place of tracked parts."""
         rest = iter(values)
-        parts = [next(rest) if part is _OPERAND else _own(part) for part in self.parts]
+        parts = [next(rest) if part is _OPERAND else trees.own(part) for part in self.parts]
         built: tuple[Any, ...] = trees.unflatten(self.tree, parts)
         return built
 
@@ -125,10 +125,6 @@ def place(operands: Iterable[Any]) -> tuple[Tape, list[host.HostOperand], list[F
     execute.evaluate(tape)
     v = tape.arena.v.array
     return tape, places, [np.array(x.read(v), np.float64) for x in places]
-
-
-def _own(x: Any) -> Any:
-    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def is_numeric(x: Any) -> bool:
@@ -326,7 +322,7 @@ class custom_jvp:  # named as the decorator that it is
         return self if instance is None else functools.partial(self, instance)
 
     def _forward(self, *args: Any) -> tuple[Any, Any]:
-        kept = trees.map(_own, args)
+        kept = trees.map(trees.own, args)
         return self._transposed.f(*args), kept
 
     def _backward(self, *given: Any) -> tuple[Any, ...]:
@@ -530,7 +526,7 @@ class _Rule:
             leaves: list[Any] = [None] * len(parts)
         else:
             try:
-                leaves = trees.flatten_like(node, cotangent, is_leaf=_is_whole)
+                leaves = trees.flatten_like(node, cotangent, is_leaf=trees.is_whole)
             except ValueError as error:
                 raise ValueError(self._complaint(i, "", str(error))) from None
         checked: list[Any] = []
@@ -565,10 +561,6 @@ def _agree(x: Any, y: Any) -> bool:
     if not is_numeric(x) or not is_numeric(y):
         return type(x) is type(y)
     return np.array_equal(x, y, equal_nan=True)
-
-
-def _is_whole(x: Any) -> bool:
-    return x is None or trees.is_numeric_list(x)
 
 
 def _same(x: Floats, y: Floats) -> bool:
