@@ -33,7 +33,7 @@ from .regions import results
 from .regions.lowering import STREAM_BYTES
 from .regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from .regions.threads import run_addresses, specialise
-from .storage import address
+from .storage import address, stretch
 
 if TYPE_CHECKING:
     from .programs.ready import Ready
@@ -492,13 +492,6 @@ def _sweep_by_plan(
         _step_backward(tape, step, table, g, own)
         if watching.sweeps:
             watching.sweeps.moved("backward", i + 1, len(rest))
-
-
-def stretch(cells: Any, size: int) -> tuple[int, int]:
-    """Return the lowest and highest of a run of cells (its first), or of an array of cells."""
-    if isinstance(cells, (int, np.integer)):
-        return int(cells), int(cells) + size - 1
-    return int(cells.min()), int(cells.max())
 
 
 def _step_backward(

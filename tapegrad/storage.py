@@ -25,6 +25,13 @@ def address(array: Any) -> int:
         return place
 
 
+def stretch(cells: Any, size: int) -> tuple[int, int]:
+    """Return the lowest and highest of a run of cells (its first), or of an array of cells."""
+    if isinstance(cells, (int, np.integer)):
+        return int(cells), int(cells) + size - 1
+    return int(cells.min()), int(cells.max())
+
+
 class Leaf:
     """The values that a user handed in, and the gradient that accumulates for them.
 

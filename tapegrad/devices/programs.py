@@ -20,7 +20,7 @@ from ..kernels.opcodes import HOST, INPUT, LANES
 from ..programs.ports import Input, Output
 from ..programs.program import Program
 from ..regions.plan import plan_of
-from ..storage import Tracked
+from ..storage import Tracked, stretch
 from ..transforms.call import positions_of
 from .arrays import DeviceArray
 from .batches import DeviceMap
@@ -515,13 +515,6 @@ def one_dtype(dtypes: set[Any]) -> np.dtype[Any]:
         )
     found: np.dtype[Any] = next(iter(dtypes), np.dtype(np.float64))
     return found
-
-
-def stretch(cells: Any, size: int) -> tuple[int, int]:
-    """Return the lowest and the highest of some cells."""
-    if isinstance(cells, (int, np.integer)):
-        return int(cells), int(cells) + size - 1
-    return int(cells.min()), int(cells.max())
 
 
 def _fitting(leaf: Any, known: Input) -> Any:

@@ -13,7 +13,7 @@ from ..arena import give_back_adjoints, take_adjoints
 from ..decisions import Decisions
 from ..errors import ControlFlowChanged, at_caller
 from ..recording import FLOAT64
-from ..storage import Floats, Tracked
+from ..storage import Floats, Tracked, stretch
 from ..tape import LENT_SIZE, Recording, Tape, recorder
 from ..transforms.adjoint import pinned
 from ..transforms.call import (
@@ -436,13 +436,13 @@ class Recorded:
     def _needed(self) -> tuple[tuple[int, int], ...]:
         """Return stretches of cells that outputs and decisions are among."""
         needed = [
-            execute.stretch(output.cells, output.size)
+            stretch(output.cells, output.size)
             for output in self._outputs
             if output.cells is not None and output.size
         ]
         decisive = self.decisions.cells()
         if decisive.size:
-            needed.append(execute.stretch(decisive, decisive.size))
+            needed.append(stretch(decisive, decisive.size))
         return tuple(needed)
 
     def _read(self) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..kernels.opcodes import FIRST_ROW, HOST, INPUT, NAMES
+from ..storage import stretch
 from .hosts import host_table
 from .region import (
     SET,
@@ -343,13 +344,9 @@ class Plan:
 
     def has(self, cells: Any, size: int) -> bool:
         """Whether the values of a run of cells (its first), or of an array of cells, are kept."""
-        if isinstance(cells, (int, np.integer)):
-            low, high = int(cells), int(cells) + size - 1
-        elif len(cells):
-            low, high = int(cells.min()), int(cells.max())
-        else:
+        if not size:
             return True
-        p, q = np.searchsorted(self.first, (low, high), side="right") - 1
+        p, q = np.searchsorted(self.first, stretch(cells, size), side="right") - 1
         return bool(self.stored[p : q + 1].all())
 
 
