@@ -14,14 +14,13 @@ import numpy as np
 from .. import execute, trees
 from ..decisions import Decisions
 from ..kernels.opcodes import ARITY, CARRY, CONST, INPUT, ROWS
-from ..sparse.derive import derive_gradient
-from ..sparse.straight import Ints, Unsupported
 from ..tape import Import, Recording
 from .ports import Input, Output
 from .reading import finished
 from .verify import Code
 
 if TYPE_CHECKING:
+    from ..sparse.straight import Ints
     from .program import Program
 
 LOADED_FROM, COMPILED_FROM = 5_000, 500_000
@@ -41,6 +40,8 @@ def gradient_program(program: Program, argnums: Any) -> Program | None:
     argnums
         As in `Program.gradient`, checked.
     """
+    from ..sparse.derive import derive_gradient
+    from ..sparse.straight import Unsupported
     from .program import Program
 
     (output,) = program._outputs
