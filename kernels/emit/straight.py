@@ -70,11 +70,11 @@ def emit(
         Groups of rows that are added up on their way out.
     """
     source = _Source(uniform, single)
-    source.compute(code, stored)
+    source.compute(code, stored, watched or frozenset())
     for k, join in enumerate(joins):
         source.join(k, join, places + 1 + 2 * k)
     if watched is not None:
-        source.watch([f"x{i}" for i, line in enumerate(code) if line[1] in watched], places)
+        source.tell_of_nans(places)
     return source.text()
 
 
@@ -87,6 +87,7 @@ class _Source:
         self.lines: list[str] = []
         self.after: list[str] = []
         self.known: dict[int, str] = {}  # variable that holds a row
+        self.additions = 0
 
     def value_of(self, row: int) -> str:
         """Return the variable that holds a row, loading it on first use."""
@@ -99,7 +100,9 @@ class _Source:
                 self.lines.append(f"r{row} = load(a{row} + m)")
         return self.known[row]
 
-    def compute(self, code: tuple[Line, ...], stored: frozenset[int]) -> None:
+    def compute(
+        self, code: tuple[Line, ...], stored: frozenset[int], watched: frozenset[int]
+    ) -> None:
         """Write the instructions; instruction i gives the variable ``xi``."""
         for i, (opcode, result, *rows) in enumerate(code):
             row = _opcodes()[opcode].row
@@ -112,6 +115,10 @@ class _Source:
             if result in stored:
                 self.before.append(f"b{i} = word(rows, {result})")
                 self.lines.append(f"store(b{i} + m, x{i})")
+            if result in watched:
+                total = f"total{self.additions % TOTALS}"
+                self.lines.append(f"{total} = {total} + x{i}")
+                self.additions += 1
 
     def _negated_once(self, rows: list[int]) -> str:
         """Return the negative of a product, one factor of which is negated before the loop."""
@@ -153,13 +160,10 @@ class _Source:
         self.lines.append(f"{last} = {joined}")
         return f"shifted{k}_{i}"
 
-    def watch(self, results: list[str], at: int) -> None:
-        """Say in a word whether there is a nan among results."""
-        totals = [f"total{k}" for k in range(min(max(len(results), 1), TOTALS))]
+    def tell_of_nans(self, at: int) -> None:
+        """Say in a word whether there is a nan among the results that are watched."""
+        totals = [f"total{k}" for k in range(min(max(self.additions, 1), TOTALS))]
         self.before += [f"{total} = splat(0.0)" for total in totals]
-        for i, result in enumerate(results):
-            total = totals[i % TOTALS]
-            self.lines.append(f"{total} = {total} + {result}")
         found = " | ".join([f"({total} != {total})" for total in totals])
         self.after.append(f"write_i64(rows + {8 * at}, 1 if simd.any_lane({found}) else 0)")
 
