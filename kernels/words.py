@@ -19,6 +19,7 @@ HEADER = (
     "CAREFUL",  # address of code that is run where a nan came out, or 0
     "CAREFUL_INSTRUCTIONS",
     "ROWS",
+    "JOINS",  # groups of overlapping windows that the function above adds up itself
     "CONSTANTS",
     "VALUES",  # address of the constants
     "INPUTS",  # their windows follow the header, then those of the outputs
@@ -47,6 +48,7 @@ WINDOW = (
     "EXTRA",  # buffer beside the user's: partial sums, or results that wait
     "SHIFT",  # overlapping windows: places beyond the lowest of the group
     "HALO",  # and how far the group reaches beyond its lanes
+    "JOINED",  # whether a region's own function adds the group up itself
 )
 """The words of a window."""
 

@@ -353,7 +353,8 @@ def addresses(
 ) -> list[int]:
     """Return the addresses of the buffers of a plan's regions."""
     v = address(tape.arena.v.array)
-    table = [v, address(tape.k.array()), 0 if g is None else address(g), address(tape.x.array())]
+    x = address(tape.x.array()) if len(tape.x) else 0  # most recordings have no indices
+    table = [v, address(tape.k.array()), 0 if g is None else address(g), x]
     table.append(0 if ties is None else address(ties))
     for i, number in enumerate(plan.own):
         entry = tape.imports[number]

@@ -285,7 +285,7 @@ def sinc_derivative(n: float, x: float) -> float:
 WIDTH = 32  # lanes of a vector
 VECTOR, NUMBER = 128, 4  # bytes of a vector and of a number
 # A mark of the text of kernels/cpu/simd.py: Numba's cache does not look into what is imported.
-SIMD_TEXT = "574fbeb4c9f889cd"
+SIMD_TEXT = "f999b0e3ed414820"
 SIZE = 0
 BLOCK = 1
 CHUNK = 2
@@ -297,12 +297,13 @@ OWN = 7
 CAREFUL = 8
 CAREFUL_INSTRUCTIONS = 9
 ROWS = 10
-CONSTANTS = 11
-VALUES = 12
-INPUTS = 13
-OUTPUTS = 14
-AXES = 15
-SHAPE = 16
+JOINS = 11
+CONSTANTS = 12
+VALUES = 13
+INPUTS = 14
+OUTPUTS = 15
+AXES = 16
+SHAPE = 17
 KIND = 0
 ROW = 1
 BUFFER = 2
@@ -321,6 +322,7 @@ EXTENT = 14
 EXTRA = 15
 SHIFT = 16
 HALO = 17
+JOINED = 18
 SET = 0
 ADD = 1
 MAXIMUM = 2
@@ -336,8 +338,8 @@ PRIVATE = 3
 LATER = 4
 LEAD = 5
 FOLLOW = 6
-HEADER_BYTES = 136
-WINDOW_BYTES = 144
+HEADER_BYTES = 144
+WINDOW_BYTES = 152
 LINE = 64  # bytes of a line of the cache
 PAD = 64  # bytes between rows, lest they meet in one place of the cache
 load = simd.load_f32
@@ -2226,6 +2228,49 @@ def place_out(d, buffers, lane, lanes, stop, rows, first):
 
 
 @helper
+def open_joins(d, buffers, c, lane, lanes, stop, rows, first):
+    """Say where groups of overlapping windows go that own code adds up; return whether it may.
+
+    A group goes to consecutive elements from its head on: one a lane, and as many beyond as it
+    reaches over, which is its tail. There lie unfinished sums, at the head those of the block
+    before. They are kept, in case this block has to be run again.
+    """
+    at = rows + 8 * word(d, ROWS) + 8
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, JOINED) and word(w, KIND) == LEAD:
+            halo = word(w, HALO)
+            end = lane + lanes
+            if lanes % WIDTH or (end < stop < smaller(end + halo, word(d, SIZE))):
+                return False
+            head = word(buffers, word(w, BUFFER)) + NUMBER * (word(w, LOW) + lane)
+            tail = head + NUMBER * lanes
+            if end == stop and stop < word(d, SIZE):
+                tail = word(buffers, word(w, EXTRA)) + NUMBER * c * halo
+            write_i64(at, head)
+            write_i64(at + 8, tail)
+            at += 16
+            if word(d, CAREFUL):
+                first -= VECTOR
+                copy(first, head, halo)
+        w += WINDOW_BYTES
+    return True
+
+
+@helper
+def undo_joins(d, rows, first):
+    """Leave at the heads of groups what was there before own code added to it."""
+    at = rows + 8 * word(d, ROWS) + 8
+    w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
+    for _ in range(word(d, OUTPUTS)):
+        if word(w, JOINED) and word(w, KIND) == LEAD:
+            first -= VECTOR
+            copy(word(at, 0), first, word(w, HALO))
+            at += 16
+        w += WINDOW_BYTES
+
+
+@helper
 def any_nan(d, lanes, rows):
     """Whether the rows of out-windows of a block hold a nan."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
@@ -2243,8 +2288,8 @@ def any_nan(d, lanes, rows):
 
 
 @helper
-def carry_out(d, buffers, c, lane, lanes, stop, rows):
-    """Carry the rows of out-windows of a block to where they go."""
+def carry_out(d, buffers, c, lane, lanes, stop, rows, joined):
+    """Carry the rows of out-windows of a block to where they go, but for those `joined`."""
     w = d + HEADER_BYTES + WINDOW_BYTES * word(d, INPUTS)
     for _ in range(word(d, OUTPUTS)):
         kind = word(w, KIND)
@@ -2286,7 +2331,7 @@ def carry_out(d, buffers, c, lane, lanes, stop, rows):
             carry(d, w, private, 0, larger(how, ADD), lane, lanes, row)
         elif kind == LATER:
             copy(word(buffers, word(w, EXTRA)) + NUMBER * lane, row, lanes)
-        else:
+        elif not (joined and word(w, JOINED)):
             inside = owned(d, w, lane, lanes, stop)
             halo = word(buffers, word(w, EXTRA)) + NUMBER * c * word(w, HALO)
             beyond = halo + NUMBER * (lane + inside + word(w, SHIFT) - stop)
@@ -2329,14 +2374,20 @@ def chunk(d, buffers, c, scratch, first, blocks):
         bring_in(d, buffers, lane, lanes, scratch, first)
         place_out(d, buffers, lane, lanes, stop, scratch, first)
         own = word(d, OWN)
+        joined = own and word(d, JOINS)
+        if joined and not open_joins(d, buffers, c, lane, lanes, stop, scratch, first):
+            own = joined = 0
         call_native(own if own else blocks, word(d, CODE), word(d, INSTRUCTIONS), scratch, lanes)
         # Behind the addresses of the rows, code of a region's own says whether there may be a nan.
         again = word(d, CAREFUL) and (
             word(scratch, word(d, ROWS)) if own else any_nan(d, lanes, scratch)
         )
         if again:
+            if joined:
+                undo_joins(d, scratch, first)
+                joined = 0
             call_native(blocks, word(d, CAREFUL), word(d, CAREFUL_INSTRUCTIONS), scratch, lanes)
-        carry_out(d, buffers, c, lane, lanes, stop, scratch)
+        carry_out(d, buffers, c, lane, lanes, stop, scratch, joined)
         lane += lanes
 
 
@@ -2414,7 +2465,9 @@ def run(d, buffers, first, stop, whole, scratch, blocks):
     """
     if whole & 3:
         prepare(d, buffers)
-    rows = scratch + (8 * word(d, ROWS) + 8 + VECTOR - 1) // VECTOR * VECTOR
+    joins = word(d, JOINS)
+    table = 8 * (word(d, ROWS) + 1 + 2 * joins)
+    rows = scratch + ((table + VECTOR - 1) // VECTOR + joins) * VECTOR
     if first < stop:
         lanes = smaller(word(d, SIZE) - first * word(d, CHUNK), word(d, BLOCK))
         fill_rows(d, buffers, (lanes + WIDTH - 1) // WIDTH * WIDTH, scratch, rows)

@@ -26,6 +26,7 @@ here, so a generated module holds a mark of this file's text (`emit.library.simd
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -407,6 +408,18 @@ def _with_lane_typing(x: types.Type, index: types.Type, value: types.Type) -> An
 
 def _with_lane(context: Any, builder: Any, sig: Any, x: Any, index: Any, value: Any) -> Any:
     return builder.insert_element(x, value, builder.trunc(index, _I32))
+
+
+@functools.cache
+def after(n: int) -> Any:
+    """Return a function of two vectors: the last n lanes of one, then all but n of the other."""
+
+    def emit(context: Any, builder: Any, sig: Any, previous: Any, x: Any) -> Any:
+        count = x.type.count
+        places = ir.Constant(ir.VectorType(_I32, count), list(range(count - n, 2 * count - n)))
+        return builder.shuffle_vector(previous, x, places)
+
+    return _intrinsic(2, _alike(2), emit)
 
 
 lane = _intrinsic(2, _lane_typing, _lane)  # lane(x, i): the value of lane i, a scalar.

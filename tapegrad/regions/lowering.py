@@ -48,7 +48,7 @@ STREAM_BYTES = 24 << 20
 AHEAD_BYTES = 1 << 20
 """Arrays beyond which a block's arguments are asked for while the one before is computed."""
 
-COMPILED_LANES = 512
+COMPILED_LANES = 1024
 """Lanes of a block of a region that has code of its own: its values are in registers, and only what
 is brought in or carried out by rows has to stay in the first cache."""
 
@@ -64,6 +64,9 @@ _LEAST = 32  # lanes of a block, unless there are fewer
 _CHUNK = 1024  # lanes a chunk has at least,
 _WORK = 1 << 18  # unless it has as many instructions times lanes: about 50 us of work
 _CHUNKS = 64  # and how many chunks there are at most, so that threads find some each
+
+Join = tuple[tuple[int, int], ...]
+"""Rows, and by how many lanes each shifts what is added up before."""
 
 _H = {name: i for i, name in enumerate(W.HEADER)}
 _W = {name: i for i, name in enumerate(W.WINDOW)}
@@ -96,6 +99,9 @@ class Lowered:
         Lanes, and about how many instructions times lanes.
     uniform : frozenset of int
         Rows that hold one number in all lanes.
+    joins : tuple of tuples
+        Groups of overlapping windows that the region's own code adds up: the rows of a group in
+        their order, each with the number of lanes that the sum up to there lies behind.
     straight : int
     spent, cost : float
         Seconds that it was run, and those after which it gets code of its own; negative where
@@ -103,8 +109,8 @@ class Lowered:
     """
 
     __slots__ = (
-        *("address", "chunks", "cost", "extra", "extras", "keep", "scratch", "size", "spent"),
-        *("straight", "uniform", "words", "work"),
+        *("address", "chunks", "cost", "extra", "extras", "joins", "keep", "scratch", "size"),
+        *("spent", "straight", "uniform", "words", "work"),
     )
 
     def __init__(self, region: Region, straight: int = 0) -> None:
@@ -133,6 +139,7 @@ class Lowered:
         for number in dict.fromkeys(out.buffer for out in outs):
             together = [out for out in outs if out.buffer == number]
             arranged += _arrange(together, n, width, chunk, self.chunks)
+        self.joins = _join(arranged, width)
         flat = sum(out.kind == "FLAT" for out in arranged) + len(region.inputs)
         moved = region.itemsize * region.size * flat
         _choose_places(region, arranged, streams=moved > STREAM_BYTES)
@@ -170,6 +177,7 @@ class Lowered:
             "CAREFUL": 0 if region.plain is None else careful.ctypes.data,
             "CAREFUL_INSTRUCTIONS": len(careful),
             "ROWS": count,
+            "JOINS": len(self.joins),
             "CONSTANTS": len(constants),
             "VALUES": constants.ctypes.data,
             "INPUTS": len(inputs),
@@ -209,11 +217,13 @@ class Lowered:
                 EXTRA=numbers.get(id(out.lead or out), 0),
                 SHIFT=out.shift,
                 HALO=out.halo,
+                JOINED=int(out.joined),
             )
             strides += out.window[STRIDES:]
         self.words = np.array(words + strides, np.int64)
         self.address = int(self.words.ctypes.data)
         rows = count * (region.itemsize * block + 8 + W.PAD) + 2 * W.VECTOR
+        rows += len(self.joins) * (16 + W.VECTOR)
         self.scratch = -(-rows // _ALIGNED) * _ALIGNED
 
     def use(self, own: int) -> None:
@@ -240,7 +250,7 @@ class _Out:
         self.low = self.offset + sum(r for r in reach if r < 0)
         self.extent = sum(map(abs, reach)) + 1
         self.kind = ""
-        self.zero = self.placed = self.streamed = False
+        self.zero = self.placed = self.streamed = self.joined = False
         self.window = w
         self.lead: _Out | None = None  # whose halo it shares
         self.extra = self.shift = self.halo = 0
@@ -295,7 +305,7 @@ def _longer(region: Region, kinds: list[int], outs: list[_Out], block: int, chun
     if any(out.kind in ("WALK", "PRIVATE", "LATER") for out in outs):
         return block  # where runs of one element are summed up, blocks part them
     moved = kinds.count(_IN["WALKED"]) + kinds.count(_IN["GATHERED"])
-    moved += len({out.row for out in outs})
+    moved += len({out.row for out in outs if not out.joined})
     room = COMPILED_BYTES // (region.itemsize * moved) if moved else chunk
     while 2 * block <= min(COMPILED_LANES * 8 // region.itemsize, room, chunk):
         block *= 2
@@ -356,6 +366,19 @@ def _arrange(outs: list[_Out], n: int, width: int, chunk: int, chunks: int) -> l
         else:
             _put_aside(out, n, chunks)
     return alone + rest
+
+
+def _join(outs: list[_Out], width: int) -> tuple[Join, ...]:
+    """Choose groups of overlapping windows that are near enough for vectors to hold them."""
+    joins = []
+    for lead in outs:
+        if lead.kind == "LEAD" and lead.how == SET and lead.halo < width:
+            group = [out for out in outs if out.lead is lead]
+            for out in group:
+                out.joined = True
+            steps = [0, *[before.shift - out.shift for before, out in pairwise(group)]]
+            joins.append(tuple(zip([out.row for out in group], steps, strict=True)))
+    return tuple(joins)
 
 
 def _apart(outs: list[_Out]) -> bool:

@@ -9,6 +9,7 @@ whose instructions are equal share it, whatever their windows.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from .plain import telling
 
 if TYPE_CHECKING:
+    from .lowering import Join
     from .region import Region
 
 LONGEST = 500
@@ -56,7 +58,7 @@ def cost(region: Region) -> float:
     return rest + seconds
 
 
-def compile_region(region: Region, uniform: frozenset[int]) -> int:
+def compile_region(region: Region, uniform: frozenset[int], joins: tuple[Join, ...] = ()) -> int:
     """Return the address of a region's own `block`; see kernels/cpu/regions.py.
 
     Parameters
@@ -64,13 +66,15 @@ def compile_region(region: Region, uniform: frozenset[int]) -> int:
     region : Region
     uniform : frozenset of int
         Rows that hold one number in all lanes.
+    joins : tuple of tuples
+        Groups of overlapping windows; see `Lowered`.
     """
     code = tuple(map(tuple, region.tried.tolist()))
-    stored = frozenset(region.outputs[:, 0].tolist())
-    watch, watched = -1, frozenset[int]()
-    if region.plain is not None:
-        watch, watched = region.places, telling(region.plain, stored)
-    key = code, uniform, stored, region.real == "float32", watch, watched
+    rows = region.outputs[:, 0].tolist()
+    carried = Counter(rows) - Counter([row for join in joins for row, _ in join])
+    watched = None if region.plain is None else telling(region.plain, rows)
+    single = region.real == "float32"
+    key = code, uniform, frozenset(carried), single, region.places, watched, joins
     with _lock:
         if key not in _compiled:
             _compiled[key] = _compile(*key)
@@ -82,17 +86,19 @@ def _compile(
     uniform: frozenset[int],
     stored: frozenset[int],
     single: bool,
-    watch: int,
-    watched: frozenset[int],
+    places: int,
+    watched: frozenset[int] | None,
+    joins: tuple[Join, ...],
 ) -> int:
-    from ..kernels.cpu import jit, regions, regions32
+    from ..kernels.cpu import jit, regions, regions32, simd
     from ..kernels.emit import writing
     from ..kernels.emit.straight import emit
 
     executor = regions32 if single else regions
     names = dict(vars(executor))
+    names |= {f"after_{n}": simd.after(n) for join in joins for _, n in join}
     with writing:
-        source = emit(code, uniform, stored, single, watch, watched)
+        source = emit(code, uniform, stored, single, places, watched, joins)
         exec(compile(source, "<a region>", "exec"), names)
     names["block"].source = source
     address: int = jit.native(names["block"], executor.SIGNATURES["block"], cache=False)

@@ -255,7 +255,7 @@ def specialise(region: Region) -> None:
     """Compile a region, if that is to be done."""
     lowered = region.lowered or lower(region)
     if not lowered.straight and straight.cost(region) < math.inf:
-        code = straight.compile_region(region, lowered.uniform)
+        code = straight.compile_region(region, lowered.uniform, lowered.joins)
         lowered.use(code)  # by calls that are prepared, and threads that are running it
         region.lowered = Lowered(region, code)
 

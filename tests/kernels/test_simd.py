@@ -127,6 +127,20 @@ def test_lanes() -> None:
     np.testing.assert_array_equal(out[1], x[np.rint(np.abs(x)).astype(int)])
 
 
+after_1, after_15 = simd.after(1), simd.after(15)
+
+
+@kernel
+def shifted(a: int, b: int, out: int) -> None:
+    x, y = simd.load(a), simd.load(b)
+    write_all(out, (after_1(x, y), after_15(x, y)))
+
+
+def test_lanes_of_two_vectors() -> None:
+    both = np.concatenate([X, Y])
+    same(call(shifted, X, Y, 2), np.array([both[15:31], both[1:17]]))
+
+
 @kernel
 def exact(a: int, b: int, out: int) -> None:
     x, y = simd.load(a), simd.load(b)

@@ -143,6 +143,25 @@ def test_longer_blocks(real: str) -> None:
     assert lower(interpreted).words[words.HEADER.index("BLOCK")] == lanes // 4
 
 
+@pytest.mark.parametrize("real", ["float64", "float32"])
+def test_a_factor_that_all_lanes_share_is_negated_once(real: str) -> None:
+    n = 1003
+
+    def make() -> Region:
+        build = RegionBuilder((n,), real)
+        x, c, two = build.input(0, (1,)), build.input(1, (0,)), build.constant(2.0)
+        pairs = [(x, c), (c, x), (two, x), (two, c), (c, c), (x, x), (two, x)]
+        for i, (a, b) in enumerate(pairs):
+            build.output(build.op("negative_product", a, b), 2, (1,), i * n)
+        return build.finish()
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=n).astype(real)
+    x[:4] = 0.0, -0.0, np.finfo(real).tiny, np.finfo(real).max
+    for c in (-3.0, 0.0, -0.0):
+        same_bits(make, [x, np.array([c], real), np.zeros(7 * n, real)])
+
+
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_a_nan_that_comes_out_is_seen(special: float) -> None:
     """An adjoint of 0 carries nothing on by a partial that is infinite, in compiled code, too."""
