@@ -1,9 +1,9 @@
 """Compiled kernels that are kept on disk as machine code, and load without Numba.
 
 Importing Numba and loading a kernel from its cache takes half a second, most of which goes into
-what only a compiler needs.  The kernels of regions are called with integers alone (numbers and
-addresses), so their machine code is all that is needed: one file a library, which is copied into
-memory and given addresses in a millisecond.  Where there is no such file, or it belongs to other
+what only a compiler needs.  Kernels that are called with integers alone (numbers and addresses) are
+nothing but machine code: one file a library, which is copied into memory and given addresses in a
+millisecond.  Where there is no such file, or it belongs to other
 sources, other versions or another processor, it is compiled (`kernels/cpu/building.py`).
 
 That leans on the inside of Numba and of CPython, and is tested on Linux for x86-64.  Elsewhere, and
@@ -50,7 +50,8 @@ class Library(NamedTuple):
     sources : tuple of str
         Files whose text their code depends on, from here.
     entries : dict of str to int
-        How many integers each kernel is called with from Python; it returns one, or nothing.
+        How many integers each kernel is called with from Python; it returns one, or a tuple of
+        some, or nothing.
     called : dict of str to int
         Those that other code calls at their addresses, likewise.
     """
@@ -69,6 +70,7 @@ LIBRARIES = {
     name: Library(name, (*_COMMON, f"cpu/{name}.py"), {"run": 7}, {"block": 4})
     for name in ("regions", "regions32")
 }
+_COLUMNS = ("cpu/records.py", "cpu/columns.py")
 _PLANNER = (
     *("cpu/planning.py", "cpu/writing.py", "cpu/planned.py", "cpu/records.py"),
     *("allocation.py", "adjoints.py", "opcodes.py"),
@@ -77,6 +79,18 @@ LIBRARIES["planning"] = Library(
     "planning",
     (*_COMMON, *_PLANNER),
     {"partition": 5, "find_active": 3, "schedule": 3, "write": 7, "choose_sets": 2, "finish": 3},
+    {},
+)
+LIBRARIES["scalar"] = Library(
+    "scalar",
+    (*_COMMON, *_COLUMNS, "cpu/scalar.py"),
+    {"forward": 8, "reverse": 10},
+    {"forward_of": 4, "reverse_of": 4},
+)
+LIBRARIES["replay"] = Library(
+    "replay",
+    (*_COMMON, *_COLUMNS, "cpu/replay.py", "replays.py"),
+    {"replay": 2, "call": 5},
     {},
 )
 

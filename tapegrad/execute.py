@@ -2,7 +2,7 @@
 
 Two sets of kernels with the same signatures do the work: the pure-Python reference interpreter,
 which is there at once, and the compiled ones of `tapegrad.kernels.cpu`, which take a while to load
-(0.7 s from Numba's cache, seconds to compile; 10 ms for those of regions).  Small work is answered
+(0.7 s from Numba's cache, seconds to compile; 10 ms as machine code).  Small work is answered
 by the reference; once the work done so far would have paid for the loading, the compiled kernels
 take over, if need be in the middle of a sweep: both read and write the same arenas.
 
@@ -69,7 +69,9 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-_NATIVE = "regions", "regions32", "planning"  # machine code on disk, which `native` loads
+_NATIVE = "scalar", "regions", "regions32", "planning", "replay"  # which `native` loads
+_COLUMNS = {"scalar": 5}
+"""By family, how many arrays sweeps forward are called with; those back with one more."""
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)
 _work = dict.fromkeys(FAMILIES, 0)
@@ -138,7 +140,11 @@ def load(family: str) -> None:
             if family in _NATIVE:
                 from .kernels import native
 
-                native.load(family)
+                found = native.load(family)
+                for sweep, more in (("forward", 0), ("reverse", 1)):
+                    if family in _COLUMNS:
+                        run = at_addresses(found[sweep], _COLUMNS[family] + more)
+                        setattr(_compiled, f"{family}_{sweep}", run)
                 _loaded[family] = True
                 return
             module = importlib.import_module(f".kernels.cpu.{family}", __package__)
@@ -149,6 +155,15 @@ def load(family: str) -> None:
             _loaded[family] = True
         finally:
             notice.cancel()
+
+
+def at_addresses(kernel: Kernel, count: int) -> Kernel:
+    """Return a kernel that takes addresses as one that takes arrays, `count` of them, first."""
+
+    def sweep(*args: Any) -> Any:
+        return kernel(*map(address, args[:count]), *args[count:])
+
+    return sweep
 
 
 def _say_compiling(family: str) -> None:

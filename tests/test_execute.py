@@ -58,6 +58,7 @@ def test_small_work_does_not_import_numba():
 def test_much_work_switches_to_compiled_kernels_in_the_middle(monkeypatch):
     monkeypatch.setattr(execute, "_loaded", {"scalar": False, "lanes": False})
     monkeypatch.setattr(execute, "_work", {"scalar": 0, "lanes": 0})
+    monkeypatch.setattr(execute, "_stored", {"scalar": False})
     monkeypatch.setattr(execute, "REFERENCE_WORK", 50_000)
     x = tg.array(0.5)
     y = loop(x, 2_000)

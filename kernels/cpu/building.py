@@ -79,8 +79,10 @@ def _entry(module: Any, name: str, kernel: Translated) -> None:
         known = module.globals.get(name)
         return known or ir.Function(module, ir.FunctionType(result, arguments), name)
 
+    def returned(result: Any) -> Any:
+        return builder.call(outer("PyLong_FromLongLong", _POINTER, _WORD), [result])
+
     integer = outer("PyLong_AsLongLong", _WORD, _POINTER)
-    made = outer("PyLong_FromLongLong", _POINTER, _WORD)
     release = outer("PyEval_SaveThread", _POINTER)
     acquire = outer("PyEval_RestoreThread", ir.VoidType(), _POINTER)
     entry = outer(entry_name(name), _POINTER, _POINTER, _POINTER.as_pointer(), _WORD)
@@ -93,7 +95,14 @@ def _entry(module: Any, name: str, kernel: Translated) -> None:
     state = builder.call(release, [])
     result = builder.call(kernel.code, arguments)
     builder.call(acquire, [state])
-    builder.ret(builder.call(made, [result if kernel.result == types.int64 else _WORD(0)]))
+    if not isinstance(kernel.result, types.BaseTuple):
+        return builder.ret(returned(result if kernel.result == types.int64 else _WORD(0)))
+    count = len(kernel.result)
+    made = builder.call(outer("PyTuple_New", _POINTER, _WORD), [_WORD(count)])
+    put = outer("PyTuple_SetItem", ir.IntType(32), _POINTER, _WORD, _POINTER)
+    for i in range(count):
+        builder.call(put, [made, _WORD(i), returned(builder.extract_value(result, i))])
+    builder.ret(made)
 
 
 def _address(module: Any, name: str, kernel: Translated) -> None:

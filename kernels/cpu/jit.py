@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import cfunc, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tapegrad.kernels.native import Library, by_library, link
@@ -114,11 +115,7 @@ def native(function: Callable[..., Any], signature: str, cache: bool = True) -> 
 def _native_address(function: Any, signature: str, cache: bool) -> tuple[Any, int]:
     """Return the address of a compiled function, and what keeps it there."""
     if not cache and by_library():
-        from .building import build
-
-        arity = function.__code__.co_argcount
-        library = Library(function.__name__, (), {}, {function.__name__: arity})
-        return None, link(library, build(library, {function.__name__: function}))[function.__name__]
+        return None, _linked(function)[0]
     options = {"error_model": "numpy", "boundscheck": False, "no_rewrites": True}
     try:
         made = cfunc(signature, cache=cache, **options)(function)
@@ -128,6 +125,27 @@ def _native_address(function: Any, signature: str, cache: bool) -> tuple[Any, in
         warn_once()
         made = cfunc(signature, **options)(function)
     return made, made.address
+
+
+def natives(signature: str, *functions: Callable[..., Any]) -> list[int]:
+    """Compile functions at once, and return their addresses for `call_native`.
+
+    They stay compiled. They come from no file, and may call parts of libraries.
+    """
+    if by_library():
+        return _linked(*functions)
+    return [native(function, signature, cache=False) for function in functions]
+
+
+def _linked(*functions: Any) -> list[int]:
+    """Compile functions as a library is, and return their addresses."""
+    from .building import build
+
+    known = {function.__name__: function for function in functions}
+    arities = {name: function.__code__.co_argcount for name, function in known.items()}
+    library = Library("_".join(known), (), {}, arities)
+    found = link(library, build(library, known))
+    return [found[name] for name in known]
 
 
 @intrinsic  # type: ignore[misc]
@@ -141,6 +159,19 @@ def call_native(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) ->
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 5), emit
+
+
+@intrinsic  # type: ignore[misc]
+def likely(typingctx: Any, truth: Any) -> Any:
+    """Return a truth that holds nearly always, so that code goes one way and need not choose."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bit = ir.IntType(1)
+        kind = ir.FunctionType(bit, [bit, bit])
+        expect = cgutils.get_or_insert_function(builder.module, kind, "llvm.expect.i1")
+        return builder.call(expect, [args[0], bit(1)])
+
+    return types.boolean(types.boolean), emit
 
 
 @intrinsic  # type: ignore[misc]

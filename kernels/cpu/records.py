@@ -73,8 +73,15 @@ for _type in (Numbers, Record):
 
 def record(name: str, **fields: types.Type) -> Any:
     """Return the function for kernels that turns the address of a record into what has fields."""
-    kind = Record(name, fields)
+    return _at(Record(name, fields))
 
+
+def numbers(number: types.Type) -> Any:
+    """Return the function for kernels that turns the address of numbers into what has items."""
+    return _at(Numbers(number))
+
+
+def _at(kind: types.Type) -> Any:
     @intrinsic  # type: ignore[misc]
     def at(typingctx: Any, address: Any) -> Any:
         return kind(types.int64), lambda context, builder, sig, args: args[0]
@@ -114,37 +121,37 @@ class _Set(AbstractTemplate):  # type: ignore[misc]
 
 
 def _place(context: Any, builder: Any, kinds: Any, args: Any) -> Any:
-    """Return the address of what is found at an index."""
-    (numbers, index), (start, at) = kinds[:2], args[:2]
+    """Return how many numbers lie before what is found at an index."""
+    (numbers, index), at = kinds[:2], args[1]
     if isinstance(index, types.BaseTuple):
         parts = [builder.extract_value(at, k) for k in (0, 1)]
         row, column = (
             context.cast(builder, part, kind, types.int64)
             for part, kind in zip(parts, index, strict=True)
         )
-        place = builder.add(builder.mul(row, _WORD(numbers.columns)), column)
-    else:
-        place = context.cast(builder, at, index, types.int64)
-        if numbers.columns:
-            place = builder.mul(place, _WORD(numbers.columns))
-    size = numbers.number.bitwidth // 8
-    return builder.add(start, builder.mul(place, _WORD(size)))
+        return builder.add(builder.mul(row, _WORD(numbers.columns)), column)
+    place = context.cast(builder, at, index, types.int64)
+    return builder.mul(place, _WORD(numbers.columns)) if numbers.columns else place
+
+
+def _pointer(context: Any, builder: Any, kinds: Any, args: Any) -> Any:
+    """Return a pointer to the number at an index."""
+    start = builder.inttoptr(args[0], context.get_data_type(kinds[0].number).as_pointer())
+    return builder.gep(start, [_place(context, builder, kinds, args)], inbounds=True)
 
 
 @lower_builtin(operator.getitem, Numbers, types.Any)  # type: ignore[misc]
 def _load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    place = _place(context, builder, sig.args, args)
     if isinstance(sig.return_type, Numbers):
-        return place
-    kind = context.get_data_type(sig.return_type)
-    return builder.load(builder.inttoptr(place, kind.as_pointer()))
+        place = _place(context, builder, sig.args, args)
+        size = sig.return_type.number.bitwidth // 8
+        return builder.add(args[0], builder.mul(place, _WORD(size)))
+    return builder.load(_pointer(context, builder, sig.args, args))
 
 
 @lower_builtin(operator.setitem, Numbers, types.Any, types.Any)  # type: ignore[misc]
 def _store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     number = sig.args[0].number
-    place = _place(context, builder, sig.args, args)
     value = context.cast(builder, args[2], sig.args[2], number)
-    pointer = builder.inttoptr(place, context.get_data_type(number).as_pointer())
-    builder.store(value, pointer)
+    builder.store(value, _pointer(context, builder, sig.args, args))
     return context.get_dummy_value()

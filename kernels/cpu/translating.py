@@ -10,15 +10,20 @@ codes of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 from numba.core.callconv import create_error_model
 from numba.core.registry import cpu_target
 from numba.core.typing import signature
 
 from tapegrad.kernels.cpu.walking import Translated, Walk
+
+_OF_C = {math.hypot: "hypot"}
+"""Functions of numbers that Numba compiles a function of its own for, to call that of C."""
 
 
 class Translation:
@@ -52,6 +57,9 @@ class Translation:
     def operation(self, function: Any, kinds: tuple[Any, ...]) -> tuple[Any, Callable[..., Any]]:
         """Return the signature of an operation that Numba knows, and what writes its code."""
         key = function, kinds
+        if function in _OF_C:
+            numbers = (types.float64,) * len(kinds)
+            return signature(types.float64, *numbers), self._of_c(_OF_C[function], len(kinds))
         if key not in self._operations:
             known = self.typing.resolve_value_type(function)
             sig = known.get_call_type(self.typing, kinds, {})
@@ -59,6 +67,13 @@ class Translation:
                 self.context.install_registry(registry)
             self._operations[key] = sig, self.context.get_function(known, sig)
         return self._operations[key]
+
+    def _of_c(self, name: str, arity: int) -> Callable[..., Any]:
+        """Return what writes a call of a function of the C library."""
+        number = self.context.get_value_type(types.float64)
+        kind = ir.FunctionType(number, [number] * arity)
+        code = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return lambda builder, arguments: builder.call(code, arguments)
 
     def type_of(self, function: Any, plain: bool) -> Any:
         """Return the type of a function as an argument; a plain one of Python is translated."""

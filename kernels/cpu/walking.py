@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from tapegrad.kernels.cpu.translating import Translation
 
 _WORD = ir.IntType(64)
-_NUMBERS = {int: types.int64, float: types.float64, types.int64: types.int64}
+_NUMBERS = {
+    **{int: types.int64, float: types.float64, types.int64: types.int64},
+    **{np.int64: types.int64, np.uint64: types.uint64, np.uint8: types.uint8},
+    **{np.float32: types.float32},
+}
 """What makes a number of a type of another one, and its type."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -88,6 +93,42 @@ def _is_number(operand: Operand) -> bool:
     if not isinstance(operand, Value) or operand.kind not in (types.int64, types.float64):
         return False
     return isinstance(operand.code, ir.Constant)
+
+
+_CASES = 3
+"""Comparisons in a chain that are made one after another, at most: longer ones are jumped to."""
+
+_Case = tuple[list[int], list[ast.stmt]]
+
+
+def _switch(node: ast.If) -> tuple[ast.expr, list[_Case], list[ast.stmt]]:
+    """Return which variable a chain of `if` and `elif` compares with numbers, and what follows.
+
+    That is the cases, each with its numbers, and what is done for any other number.
+    """
+    cases: list[_Case] = []
+    first: Any = None
+    while True:
+        tests = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
+        if isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And):
+            break
+        numbers = []
+        for test in tests:
+            match test:
+                case ast.Compare(ast.Name(name) as left, [ast.Eq()], [ast.Constant(int(number))]):
+                    if first is None:
+                        first = left
+                    if name == first.id:
+                        numbers.append(number)
+        if len(numbers) < len(tests):
+            break
+        cases.append((numbers, node.body))
+        match node.orelse:
+            case [ast.If() as node]:
+                continue
+            case rest:
+                return first, cases, rest
+    return first, cases, [node]
 
 
 class _Variable(NamedTuple):
@@ -251,6 +292,17 @@ class Walk:
             self.reached.add(block)
 
     def _choose(self, test: ast.expr, then: Any, other: Any) -> None:
+        """Go to one of two blocks."""
+        match test:
+            case ast.UnaryOp(ast.Not(), operand):
+                return self._choose(operand, other, then)
+            case ast.BoolOp(op, [*operands, last]):
+                for operand in operands:
+                    (more,) = self._new("more")
+                    ways = (more, other) if isinstance(op, ast.And) else (then, more)
+                    self._choose(operand, *ways)
+                    self.builder.position_at_end(more)
+                return self._choose(last, then, other)
         self.builder.cbranch(self._truth(self.value(test)), then, other)
         self.reached |= {then, other}
 
@@ -270,6 +322,10 @@ class Walk:
         self.scope = outer
 
     def _if(self, node: ast.If) -> None:
+        name, cases, rest = _switch(node)
+        if len(cases) > _CASES:
+            self._switch(self.value(name), cases, rest)
+            return
         (end,) = self._new("end")
         while True:
             then, other = self._new("then", "else")
@@ -285,6 +341,24 @@ class Walk:
         with self._inside(other):
             self._statements(rest)
             self._go(end)
+        self._at(end)
+
+    def _switch(self, value: Operand, cases: list[_Case], rest: list[ast.stmt]) -> None:
+        """Go one of many ways, as a number says."""
+        found = self._one(value)
+        end, other = self._new("end", "else")
+        branch = self.builder.switch(found.code, other)
+        ways = [(other, rest)]
+        for numbers, body in cases:
+            (way,) = self._new("case")
+            ways.append((way, body))
+            for number in numbers:
+                branch.add_case(self._llvm(found.kind)(number), way)
+        for way, body in ways:
+            self.reached.add(way)
+            with self._inside(way):
+                self._statements(body)
+                self._go(end)
         self._at(end)
 
     def _while(self, node: ast.While) -> None:

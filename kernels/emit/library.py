@@ -153,13 +153,19 @@ def scalar_library(used: set[str]) -> tuple[set[str], dict[str, str]]:
     return needed, {name: text for name, (text, _) in functions.items() if name in needed}
 
 
-def preamble(used: set[str]) -> str:
+KERNELS = """import math
+
+import numpy as np
+
+from tapegrad.kernels.cpu.jit import helper, kernel"""
+
+
+def preamble(used: set[str], imports: str = KERNELS) -> str:
     """Return imports, constants and functions for a compiled module that uses these names."""
     needed, functions = scalar_library(used)
     aliases = {name: MATH[name] for name in needed & set(MATH) - set(functions)}
     aliases |= {name: name for name in needed & {"inf", "nan", "pi"}}
-    parts = ["from __future__ import annotations\n", "import math\n", "import numpy as np\n"]
-    parts += ["from tapegrad.kernels.cpu.jit import helper, kernel\n"]
+    parts = ["from __future__ import annotations\n", f"{imports}\n"]
     parts += [f"{name} = math.{aliases[name]}" for name in sorted(aliases, key=natural)]
     parts += [
         f"{name} = {CONSTANTS[name]!r}" for name in CONSTANTS if name in needed - set(aliases)

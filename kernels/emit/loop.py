@@ -70,6 +70,16 @@ def emit(body: tuple[Slot, ...]) -> str:
     return "\n".join([*_forward(body), "", "", *_reverse(body), ""])
 
 
+def _head(name: str, *columns: str) -> list[str]:
+    """Return the first lines of a function: where the columns are that it works on."""
+    return [
+        f"def {name}(columns, parameters, first, last):",
+        "    t = columns_at(columns)",
+        *[f"    {column} = t.{column}" for column in columns],
+        "    m = ints_at(parameters)",
+    ]
+
+
 def _parameters(body: Iterable[Slot]) -> dict[int, str]:
     """Return the kind of each parameter."""
     return {
@@ -124,7 +134,7 @@ def _forward(body: tuple[Slot, ...]) -> list[str]:
     parameters = _parameters(body)
     period = len(body)
     lines = [
-        "def forward(k, v, m, first, last):",
+        *_head("forward", "k", "v"),
         "    r = np.uint64(first)",
         f"    c = np.uint64(m[0]) + r * np.uint64({period})",
     ]
@@ -179,7 +189,7 @@ class _Reverse:
         parameters = _parameters(body)
         period = np_int(len(body))
         self.lines = [
-            "def reverse(k, v, g, m, first, last):",
+            *_head("reverse", "k", "v", "g"),
             f"    c = np.uint64(m[0]) + np.uint64(last) * {period}",
             *[f"    {line}" for line in _starting_places(parameters, "np.uint64(last)")],
             *[f"    g{p} = g[i{p}]" for p, kind in parameters.items() if kind == FIXED],
@@ -256,7 +266,7 @@ class _Reverse:
             names[name] = self._load(operand, name in needed)
         if "out" in needed:
             self._load(Operand(LOCAL, j), True)
-        guard = f" if {w} != 0.0 else 0.0"
+        guard = f" if likely({w} != 0.0) else 0.0"
         for name, text in row.let.items():
             if name in needed:
                 names[name] = f"let{j}_{name}"

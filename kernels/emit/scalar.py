@@ -12,12 +12,19 @@ from tapegrad.ops.row import Nondiff, Partial, Row, called, parse
 
 _INPUT, _LANES, _HOST, _CONST, _CARRY = range(len(STRUCTURAL))
 
-_FORWARD = '''@kernel
-def forward(op, a, b, k, v, start, stop, cell):
-    """Run instructions from `start`, whose first cell is `cell`; stop early before LANES or HOST.
+_IMPORTS = """import math
+from typing import Any
 
-    Returns (position, cell): the instruction not yet run, and its first cell.
-    """
+import numpy as np
+from numba.types import int64
+
+from tapegrad.kernels.cpu.columns import bytes_at, columns_at, floats_at, places_at
+from tapegrad.kernels.cpu.jit import alone, entry, native
+from tapegrad.kernels.cpu.jit import part as helper"""
+
+_FORWARD = '''@alone
+def sweep(op, a, b, k, v, start, stop, cell):
+    """Do what `forward` says."""
     i = np.uint64(start)
     end = np.uint64(stop)
     c = np.uint64(cell)
@@ -55,14 +62,9 @@ def forward(op, a, b, k, v, start, stop, cell):
     return np.int64(i), np.int64(c)
 '''
 
-_REVERSE = '''@kernel
-def reverse(op, a, b, k, v, g, start, stop, cell, strict):
-    """Run instructions `start` - 1 down to `stop`; `cell` is the first cell after them.
-
-    Returns (position, cell): the sweep stopped below `position`, and `cell` is the first cell after
-    what is left. Adjoints are cleared as they are used, but for those of inputs: the caller reads
-    them.
-    """
+_REVERSE = '''@alone
+def sweep_back(op, a, b, k, v, g, start, stop, cell, strict):
+    """Do what `reverse` says."""
     i = np.uint64(start)
     end = np.uint64(stop)
     c = np.uint64(cell)
@@ -83,7 +85,7 @@ def reverse(op, a, b, k, v, g, start, stop, cell, strict):
         q = np.uint64(b[i])
         w = received if c == last else g[c]
         g[c] = 0.0
-        o *= np.uint8(w != 0.0 or strict)  # one branch for both, which is quicker than two
+        o *= np.uint8(w != 0.0 or strict != 0)  # one branch for both, which is quicker than two
         if o < {first}:
             continue
         s = v[p]
@@ -120,17 +122,58 @@ def rare_reverse(o, a, v, g, w, c, i, p, q):
     return result
 '''
 
-_COMPILE = '''_COLUMNS = "uint8[::1], uint32[::1], uint32[::1], float64[::1], float64[::1]"
-SIGNATURES = {
-    "forward": f"({_COLUMNS}, int64, int64, int64)",
-    "reverse": f"({_COLUMNS}, float64[::1], int64, int64, int64, boolean)",
-}
+_ENTRIES = '''@entry
+def forward(op, a, b, k, v, start, stop, cell):
+    """Run instructions from `start`, whose first cell is `cell`; stop early before LANES or HOST.
+
+    Columns are addresses.
+
+    Returns (position, cell): the instruction not yet run, and its first cell.
+    """
+    return sweep(
+        bytes_at(op), places_at(a), places_at(b), floats_at(k), floats_at(v), start, stop, cell
+    )
 
 
-def compile_all() -> None:
-    """Compile both interpreters, or load them from the cache."""
-    forward.compile(SIGNATURES["forward"])
-    reverse.compile(SIGNATURES["reverse"])
+@entry
+def reverse(op, a, b, k, v, g, start, stop, cell, strict):
+    """Run instructions `start` - 1 down to `stop`; `cell` is the first cell after them.
+
+    Columns are addresses.
+
+    Returns (position, cell): the sweep stopped below `position`, and `cell` is the first cell after
+    what is left. Adjoints are cleared as they are used, but for those of inputs: the caller reads
+    them.
+    """
+    return sweep_back(
+        bytes_at(op), places_at(a), places_at(b), floats_at(k), floats_at(v), floats_at(g),
+        start, stop, cell, strict,
+    )  # fmt: skip
+
+
+def forward_of(columns, start, stop, cell):
+    """Do what `forward` says for the tape whose columns are in the record at an address."""
+    c = columns_at(columns)
+    sweep(c.op, c.a, c.b, c.k, c.v, start, stop, cell)
+
+
+def reverse_of(columns, start, stop, cell):
+    """Do what `reverse` says for the tape whose columns are in the record at an address."""
+    c = columns_at(columns)
+    sweep_back(c.op, c.a, c.b, c.k, c.v, c.g, start, stop, cell, 0)
+
+
+def compile_all() -> dict[str, Any]:
+    """Compile both interpreters by themselves, or load them from Numba's cache."""
+    of_columns = "void(int64, int64, int64, int64)"
+    forward.compile((int64,) * 8)
+    reverse.compile((int64,) * 10)
+    return {
+        "forward": forward,
+        "reverse": reverse,
+        "forward_of": native(forward_of, of_columns),
+        "reverse_of": native(reverse_of, of_columns),
+    }
 '''
 
 
@@ -160,7 +203,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         _FORWARD.format(cases=chain(common, _forward_case), **numbers),
         _RARE_REVERSE.format(cases=chain(rare, _reverse_case, "    ")),
         _REVERSE.format(cases=chain(common, _reverse_case), **numbers),
-        _COMPILE,
+        _ENTRIES,
     ]
     used = {
         name
@@ -169,7 +212,7 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for name in names_in(node) - {*row.operands, *row.let, "out"}
     }
     header = HEADER.format(title="The scalar interpreters: one switch over opcodes, compiled once.")
-    return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(kernels)])
+    return "\n".join([header, preamble(used | {"nan"}, _IMPORTS), "\n\n".join(kernels)])
 
 
 def chain(

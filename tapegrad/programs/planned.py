@@ -20,6 +20,15 @@ import numpy as np
 from .. import execute
 from ..host import HostCall
 from ..kernels.opcodes import CONST, HOST, INPUT, LANES
+from ..kernels.replays import (
+    CHECK,
+    GIVE_ADJOINTS,
+    GIVE_VALUES,
+    PUT,
+    SEED,
+    SWEEP,
+    SWEEP_BACK,
+)
 from ..regions import straight, threads
 from ..regions.plan import HOST_CALL, SCALARS, Plan, Step, plan_of
 from ..regions.region import Region
@@ -114,14 +123,14 @@ class Planned(Ready):
 
     def call(self, parts: int) -> Callable[[], int]:
         """Return the call that does some parts of a replay, and tells which decision changed."""
-        ask, known = super().call, self.parts
-        calls = [ask(known.PUT), *self._forward]
-        rest = [ask(parts & (known.GIVE_VALUES + known.GIVE_ADJOINTS))]
-        if parts & known.SWEEP_BACK:
+        ask = super().call
+        calls = [ask(PUT), *self._forward]
+        rest = [ask(parts & (GIVE_VALUES + GIVE_ADJOINTS))]
+        if parts & SWEEP_BACK:
             assert self._gradient is not None
             rest = [*self._gradient, *rest]
             calls = calls if self._decides else calls[:1]
-        look = ask(known.CHECK) if self._decides else None
+        look = ask(CHECK) if self._decides else None
         tape = self._tape
 
         def run() -> int:
@@ -179,7 +188,7 @@ class Planned(Ready):
         before, top, after, rest = plan.order()
         for step in before:
             yield from self._step(step, table)
-        yield super().call(self.parts.SEED)
+        yield super().call(SEED)
         for step in top:
             yield from self._step_back(step, table, own)
         for step in after:
@@ -197,7 +206,7 @@ class Planned(Ready):
         if step.kind == SCALARS:
             op = self._tape.arena.op.array[step.start : step.stop]
             if not ((op == INPUT) | (op == CONST)).all():  # whose values are there
-                yield self._scalars(step, self.parts.SWEEP)
+                yield self._scalars(step, SWEEP)
         elif step.kind == HOST_CALL:
             yield self._host(step)[0]
         elif step.forward is not None:
@@ -207,7 +216,7 @@ class Planned(Ready):
         """Yield the calls of a step backward."""
         if step.kind == SCALARS:
             if (self._tape.arena.op.array[step.start : step.stop] != INPUT).any():
-                yield self._scalars(step, self.parts.SWEEP_BACK)
+                yield self._scalars(step, SWEEP_BACK)
         elif step.kind == HOST_CALL:
             yield self._host(step)[1]
         else:

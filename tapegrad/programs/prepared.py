@@ -16,8 +16,10 @@ import numpy as np
 
 from .. import execute
 from ..host import HostCall
+from ..kernels import native
 from ..kernels.opcodes import HOST, INPUT, LANES
-from ..storage import Floats
+from ..regions.threads import direct
+from ..storage import Floats, address
 from ..tape import Tape
 from ..transforms import directions
 from ..transforms.products import Calls, product_of
@@ -150,12 +152,12 @@ class PreparedJacobian:
                 return functools.partial(call.forward, self._v, out)
             operands = [part.read(self._v) for part in call.operands]
             return functools.partial(np.matmul, *operands, out=out.reshape(call.shape))
-        family = "lanes" if kind == LANES else "scalar"
-        run = importlib.import_module(f"..kernels.cpu.{family}", __package__).forward
         if kind == LANES:
+            run = importlib.import_module("..kernels.cpu.lanes", __package__).forward
             where = start, stop, cell, 0, _UNLIMITED
             return functools.partial(run, op, a, b, d, x, k, self._v, *where)
-        return functools.partial(run, op, a, b, k, self._v, start, stop, cell)
+        run = direct(native.load("scalar")["forward"])
+        return functools.partial(run, *map(address, (op, a, b, k, self._v)), start, stop, cell)
 
     def _prepare_forward(self, places: Sequence[slice]) -> None:
         """Sweep once, and keep the calls whose outcome depends on where that is."""

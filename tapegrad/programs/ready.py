@@ -8,7 +8,6 @@ down once, for `tapegrad.kernels.cpu.replay`, and arguments and results pass thr
 from __future__ import annotations
 
 import functools
-import importlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
@@ -19,8 +18,21 @@ import numpy as np
 
 from .. import execute, trees
 from ..arena import STAGGER, zeros
+from ..kernels import native
 from ..kernels.opcodes import CONST, HOST, LANES
+from ..kernels.replays import (
+    CHECK,
+    GIVE_ADJOINTS,
+    GIVE_VALUES,
+    PUT,
+    RUN,
+    SEED,
+    STEP,
+    SWEEP,
+    SWEEP_BACK,
+)
 from ..recording import FLOAT64
+from ..regions.plan import Record
 from ..regions.threads import direct
 from ..storage import Floats, address
 
@@ -37,6 +49,10 @@ CELLS = 1 << 20
 
 SLICE = 1 << 12
 """Instructions after which decisions are looked at, while what they look at is in the cache."""
+
+_NEXT_CELL, _RUNS, _RUN_COUNT, _NEXT_LOOK = map(
+    STEP.index, ("next_cell", "runs", "run_count", "next_look")
+)
 
 _RUN = 8  # looks that a run has at least
 
@@ -66,7 +82,7 @@ class Ready:
         Values of all inputs, for `run`; then values of all outputs, and adjoints of all inputs.
     """
 
-    __slots__ = ("_held", "_replay", "_stretches", "_words", "g", "parts", "values")
+    __slots__ = ("_cells", "_columns", "_counts", "_held", "_program", "_replay", "g", "values")
 
     def __init__(
         self,
@@ -78,7 +94,6 @@ class Ready:
         whole: bool = True,
     ) -> None:
         execute.load("replay")
-        kernel = importlib.import_module("..kernels.cpu.replay", __package__)
         arena = tape.arena
         self.g = zeros(tape.flushed_cell, FLOAT64, STAGGER["g"])
         given = _joined([np.arange(port.cell, port.cell + port.size) for port in inputs])
@@ -86,72 +101,44 @@ class Ready:
         imported = _joined([np.arange(e.cell, e.cell + e.size) for e in tape.imports])
         looks, seen = decisions.looks()
         self.values = np.zeros(given.size + wanted.size)
-        end = tape.n if whole else 0
-        steps, parameters = _steps(tape, loops, kernel, 0, end, 0)
-        singles, runs = _looks(decisions, steps, kernel)
-        columns = {
-            "OP": arena.op.array,
-            "A": arena.a.array,
-            "B": arena.b.array,
-            "K": tape.k.array(),
-            "V": arena.v.array,
-            "G": self.g,
-            "STEPS": steps,
-            "INPUTS": given,
-            "OUTPUTS": wanted,
-            "IMPORTS": imported,
-            "SINGLES": looks[singles].astype(np.uint32),
-            "EXPECTED": seen[singles],
-            "LOOKS": looks.astype(np.uint32),
-            "SEEN": seen,
-            "VALUES": self.values,
-        }
-        counts = {
-            "INSTRUCTIONS": tape.n,
-            "CONSTANTS": columns["K"].size,
-            "CELLS": tape.flushed_cell,
-            "STEP_COUNT": len(steps),
-            "INPUT_COUNT": given.size,
-            "OUTPUT_COUNT": wanted.size,
-            "IMPORT_COUNT": imported.size,
-            "SINGLE_COUNT": singles.size,
-            "LOOK_COUNT": looks.size,
-        }
-        words = np.zeros(kernel.WORDS, np.int64)
-        for name, column in columns.items():
-            words[getattr(kernel, name)] = address(column)
-        for name, count in counts.items():
-            words[getattr(kernel, name)] = count
-        self._stretches: list[Any] = []
-        self._held = words, columns, parameters, runs  # whose addresses are in the words
-        self._words = address(words)
-        self._replay = kernel.replay
-        self.parts = kernel
+        steps, parameters = _steps(tape, loops, 0, tape.n if whole else 0, 0)
+        singles, runs = _looks(decisions, steps)
+        v = arena.v.array
+        self._columns = arena.op.array, arena.a.array, arena.b.array, tape.k.array(), v, self.g, v
+        self._cells = (
+            *(given, wanted, imported, self.values),
+            *(looks[singles].astype(np.uint32), seen[singles], looks.astype(np.uint32), seen),
+        )
+        self._counts = given.size, wanted.size, imported.size, looks.size
+        self._program = self._with_steps(steps)
+        self._held: list[Any] = [parameters, runs]  # whose addresses are in the steps
+        self._replay = direct(native.load("replay")["replay"])
+
+    def _with_steps(self, steps: Any) -> Record:
+        """Return the words of the program, but for what a sweep consists of."""
+        return Record(*self._columns, steps, *self._cells, len(steps), *self._counts)
 
     def forward(self, check: bool = False) -> int:
         """Compute all values; return which of the values looked at has changed, -1 if none."""
-        place: int = self._replay(
-            self._words, self.parts.SWEEP + (self.parts.CHECK if check else 0)
-        )
+        parts = SWEEP + (CHECK if check else 0)
+        place: int = self._replay(self._program.address, parts)
         return place
 
     def reverse(self) -> None:
         """Propagate the adjoints that stand in `g`; those of imports remain there."""
-        self._replay(self._words, self.parts.SWEEP_BACK)
+        self._replay(self._program.address, SWEEP_BACK)
 
     def call(self, parts: int) -> Call:
         """Return the call that does some parts of a replay, and tells which decision changed."""
-        return functools.partial(direct(self._replay), self._words, parts)
+        return functools.partial(self._replay, self._program.address, parts)
 
     def stretch(self, tape: Tape, start: int, stop: int, cell: int, parts: int) -> Call:
         """Return the call that sweeps some scalar instructions, the first of which owns `cell`."""
         assert tape.replays is not None
-        steps, parameters = _steps(tape, tape.replays.rolled, self.parts, start, stop, cell)
-        words = self._held[0].copy()
-        words[self.parts.STEPS], words[self.parts.STEP_COUNT] = address(steps), len(steps)
-        call = functools.partial(direct(self._replay), address(words), parts)
-        self._stretches.append((words, steps, parameters))
-        return call
+        steps, parameters = _steps(tape, tape.replays.rolled, start, stop, cell)
+        program = self._with_steps(steps)
+        self._held.append((program, parameters))
+        return functools.partial(self._replay, program.address, parts)
 
 
 def _joined(cells: list[Any]) -> Any:
@@ -159,17 +146,17 @@ def _joined(cells: list[Any]) -> Any:
 
 
 def _steps(
-    tape: Tape, loops: Rolled | None, kernel: Any, position: int, end: int, cell: int
+    tape: Tape, loops: Rolled | None, position: int, end: int, cell: int
 ) -> tuple[Any, list[Any]]:
     """Return what is run, one after another, as rows of words; and the parameters they point to.
 
     That is for the instructions from `position` to `end`, whose first cell is `cell`.
     """
     if position == end:
-        return np.zeros((0, kernel.STEP), np.int64), []
+        return np.zeros((0, len(STEP)), np.int64), []
     execute.load("scalar")
-    scalar = importlib.import_module("..kernels.cpu.scalar", __package__)
-    interpreters = kernel.address_of(scalar.forward), kernel.address_of(scalar.reverse)
+    scalar = native.load("scalar")
+    interpreters = scalar["forward_of"], scalar["reverse_of"]
     arena = tape.arena
     op, b = arena.op.array[:end], arena.b.array[:end]
     cells = np.where(op < CONST, b, 1).astype(np.int64)
@@ -180,22 +167,21 @@ def _steps(
         if body is None or body.stop > end:
             stop = min(position + SLICE, loops.next_start(position, end) if loops else end)
             next_cell = cell + int(cells[position:stop].sum())
-            rows.append([*interpreters, 0, 0, position, stop, cell, next_cell, 0, 0, 0])
+            rows.append([*interpreters, 0, position, stop, cell, next_cell, 0, 0, 0])
             position, cell = stop, next_cell
             continue
         parameters.append(body.parameters)
-        known = address(body.parameters), body.parameters.size
-        code = [kernel.address_of(compiled) for compiled in body.code]
+        known = address(body.parameters)
         period, count = body.loop.period, body.loop.count
         for first in range(0, count, max(1, SLICE // period)):
             last = min(first + max(1, SLICE // period), count)
             ends = cell + first * period, cell + last * period
-            rows.append([*code, *known, first, last, *ends, 0, 0, 0])
+            rows.append([*body.code, known, first, last, *ends, 0, 0, 0])
         position, cell = body.stop, cell + body.size
-    return np.array(rows, np.int64).reshape(-1, kernel.STEP), parameters
+    return np.array(rows, np.int64).reshape(-1, len(STEP)), parameters
 
 
-def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
+def _looks(decisions: Decisions, steps: Any) -> tuple[Any, Any]:
     """Sort what decisions look at by the steps that compute it.
 
     A loop decides the same way again and again, by cells that are evenly spaced: such a run is
@@ -210,9 +196,9 @@ def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
     """
     cells, seen = decisions.looks()
     if not len(steps):
-        return np.arange(cells.size), np.zeros((0, kernel.RUN), np.int64)
+        return np.arange(cells.size), np.zeros((0, len(RUN)), np.int64)
     bits = seen.view(np.int64)
-    step = np.searchsorted(steps[:, kernel.NEXT_CELL], cells, "right")
+    step = np.searchsorted(steps[:, _NEXT_CELL], cells, "right")
     sites = decisions.sites()
     order = np.lexsort((cells, sites, step))
     single = np.ones(cells.size, np.bool_)
@@ -232,12 +218,12 @@ def _looks(decisions: Decisions, steps: Any, kernel: Any) -> tuple[Any, Any]:
             first = which[0]
             rows.append((int(cells[first]), which.size, int(spacing[start]), int(bits[first])))
             counts[step[first]] += 1
-    runs = np.array(rows, np.int64).reshape(-1, kernel.RUN)
+    runs = np.array(rows, np.int64).reshape(-1, len(RUN))
     singles = np.flatnonzero(single)
     singles = singles[np.argsort(cells[singles], kind="stable")]
-    steps[:, kernel.NEXT_LOOK] = np.searchsorted(cells[singles], steps[:, kernel.NEXT_CELL])
-    steps[:, kernel.RUN_COUNT] = counts
-    steps[:, kernel.RUNS] = address(runs) + 8 * kernel.RUN * (np.cumsum(counts) - counts)
+    steps[:, _NEXT_LOOK] = np.searchsorted(cells[singles], steps[:, _NEXT_CELL])
+    steps[:, _RUN_COUNT] = counts
+    steps[:, _RUNS] = address(runs) + 8 * len(RUN) * (np.cumsum(counts) - counts)
     return singles, runs
 
 
@@ -296,9 +282,9 @@ class Calls:
         changed: Callable[[int], Exception],
         replays: int | None = None,
     ) -> None:
-        parts, buffer = ready.parts, ready.values
-        forward = parts.PUT + parts.SWEEP + parts.CHECK + parts.GIVE_VALUES
-        back = parts.SEED + parts.SWEEP_BACK + parts.GIVE_ADJOINTS
+        buffer = ready.values
+        forward = PUT + SWEEP + CHECK + GIVE_VALUES
+        back = SEED + SWEEP_BACK + GIVE_ADJOINTS
         self._budget = repeat(True) if replays is None else repeat(True, max(replays, 0))
         common = inputs, buffer, lock, changed, self._budget
 

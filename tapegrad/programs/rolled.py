@@ -2,14 +2,13 @@
 
 A program is swept by interpreters, which need no compilation.  One that is replayed for seconds has
 earned more: the loops in its tape are found again (`tapegrad.programs.rerolling`), and each loop
-body is compiled by Numba as straight code, operands in registers.  Bodies that look the same share
+body is compiled as straight code, operands in registers.  Bodies that look the same share
 code.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 import threading
 from bisect import bisect_left, bisect_right
@@ -17,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels import native
 from ..kernels.opcodes import BINARY, CARRY, CONST, HOST, KINDS, LANES, TERNARY, UNARY
-from ..storage import Floats
+from ..regions.plan import Record
+from ..regions.threads import direct
+from ..storage import Floats, address
 
 if TYPE_CHECKING:
     from ..tape import Tape
@@ -213,6 +215,7 @@ class _Body:
         self.code = self._forward, self._reverse = _compiled(body)
         self.parameters = np.array(self._parameters, np.int64)
         self._slice = max(1, SLICE // self.loop.period)
+        self._call = direct(native.load("replay")["call"])
 
     def _memory_cells(self) -> Any:
         """Return the cells that operands in memory name, over all iterations."""
@@ -225,31 +228,36 @@ class _Body:
 
     def forward(self, k: Floats, v: Floats) -> None:
         """Compute the values of all iterations."""
+        columns = Record(0, 0, 0, k, v, 0)
         for r in range(0, self.loop.count, self._slice):
-            self._forward(k, v, self.parameters, r, min(r + self._slice, self.loop.count))
+            self._run(self._forward, columns, r, min(r + self._slice, self.loop.count))
 
     def reverse(self, k: Floats, v: Floats, g: Floats) -> None:
         """Propagate the adjoints of all iterations, from the last to the first."""
+        columns = Record(0, 0, 0, k, v, g)
         for r in range(self.loop.count, 0, -self._slice):
-            self._reverse(k, v, g, self.parameters, max(r - self._slice, 0), r)
+            self._run(self._reverse, columns, max(r - self._slice, 0), r)
+
+    def _run(self, function: int, columns: Record, first: int, last: int) -> None:
+        self._call(function, columns.address, address(self.parameters), first, last)
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(body: Any) -> tuple[Any, Any]:
-    from numba import njit
-
+def _compiled(body: Any) -> tuple[int, int]:
+    """Return the addresses of the code of a loop body."""
+    from ..kernels.cpu import columns, jit, scalar
     from ..kernels.emit import writing
     from ..kernels.emit.loop import emit
 
-    scalar = importlib.import_module("..kernels.cpu.scalar", __package__)
-    names = dict(vars(scalar))
+    names = {**vars(columns), **vars(scalar), "likely": jit.likely}
     with writing:
-        exec(compile(emit(body), "<a loop of a program>", "exec"), names)
-    f8, i8 = "float64[::1]", "int64"
-    options: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+        source = emit(body)
+        exec(compile(source, "<a loop of a program>", "exec"), names)
+    functions = names["forward"], names["reverse"]
+    for function in functions:
+        function.source = source
     with _compile_lock:
-        forward = njit(f"({f8}, {f8}, int64[::1], {i8}, {i8})", **options)(names["forward"])
-        reverse = njit(f"({f8}, {f8}, {f8}, int64[::1], {i8}, {i8})", **options)(names["reverse"])
+        forward, reverse = jit.natives("void(int64, int64, int64, int64)", *functions)
     return forward, reverse
 
 

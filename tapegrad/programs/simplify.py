@@ -17,7 +17,8 @@ from ..tape import Tape
 from ..window import Window
 
 COMPILED_FROM = 50_000
-"""Instructions from which on such code is compiled; below, Python takes less than loading it."""
+"""Instructions, of one program or of several, from which on such code is compiled; before, Python
+takes less than loading it."""
 
 LONG_ARRAYS, MANY_CELLS = 64, 4_000_000
 """Cells an instruction, on average, and cells in all, beyond which a tape is left as it is.
@@ -30,7 +31,8 @@ _KINDS = np.array(KINDS + (0,) * (256 - len(KINDS)), np.uint8)
 _COMMUTES = np.zeros(256, np.uint8)
 _COMMUTES[[ADD, MULTIPLY]] = 1
 
-_NUMBA_KERNELS = "tapegrad.kernels.cpu.scalar"  # loaded: compiled passes cost little more
+_COMPILER = "numba"  # where it is there already, compiled passes cost little more
+_work = [0]  # instructions that Python's passes have gone over
 
 
 def simplify(tape: Tape, inputs: Iterable[Any], needed: Cells) -> Cells | None:
@@ -121,8 +123,12 @@ class _Python:
 
 
 def python_or_compiled(name: str, work: int) -> Any:
-    """Return a kernel module that is written as plain Python, compiled where that pays."""
-    if work < COMPILED_FROM and _NUMBA_KERNELS not in sys.modules:
+    """Return a kernel module that is written as plain Python, compiled where that pays.
+
+    That is where all the work so far has taken as long as loading the compiler, or this is there.
+    """
+    _work[0] += work
+    if _work[0] < COMPILED_FROM and _COMPILER not in sys.modules:
         return _Python(importlib.import_module(f"..kernels.{name}", __package__))
     return importlib.import_module(f"..kernels.cpu.{name}", __package__)
 

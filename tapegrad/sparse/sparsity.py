@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import ControlFlowChanged, at_caller
 from ..programs.function import _SMALL, FunctionOfPrograms
 from ..programs.program import Program
-from ..programs.simplify import _NUMBA_KERNELS
+from ..programs.simplify import _COMPILER
 from ..storage import Floats
 from ..tape import Tape
 from ..transforms import directions
@@ -337,7 +337,7 @@ class SparseHessian(_SparseDerivative):
 
 
 def _may_derive(tape: Tape) -> bool:
-    return tape.flushed_cell >= DERIVED_FROM or _NUMBA_KERNELS in sys.modules
+    return tape.flushed_cell >= DERIVED_FROM or _COMPILER in sys.modules
 
 
 def _symmetric_pattern(tape: Tape, cells: Ints, known: Any) -> Pattern:

@@ -10,8 +10,9 @@ import numba
 import numpy as np
 import pytest
 
+from tapegrad import execute
 from tapegrad.kernels import reference
-from tapegrad.kernels.cpu import lanes, scalar
+from tapegrad.kernels.cpu import lanes
 from tapegrad.kernels.opcodes import (
     ARITY,
     BINARY_KX,
@@ -31,6 +32,9 @@ from tapegrad.kernels.opcodes import (
     UNARY,
 )
 from tapegrad.ops import TABLE
+
+execute.load("scalar")
+scalar = execute._compiled  # which takes arrays, as the reference does
 
 COMMON = ["add", "subtract", "multiply", "maximum", "where", "absolute", "less"]
 FUNCTIONS = [row for row in ROWS if row not in NONDIFF and row not in INTEGER_OPERAND]
@@ -75,8 +79,8 @@ class Code:
 def run_scalar(code: Code, seeds: Any, strict: bool, executor: str) -> tuple[Any, Any]:
     op, a, b, _, _, k, v = code.arrays()
     n = len(op)
-    forward = scalar.forward if executor == "compiled" else reference.scalar_forward
-    backward = scalar.reverse if executor == "compiled" else reference.scalar_reverse
+    forward = scalar.scalar_forward if executor == "compiled" else reference.scalar_forward
+    backward = scalar.scalar_reverse if executor == "compiled" else reference.scalar_reverse
     assert forward(op, a, b, k, v, 0, n, 0) == (n, code.cells)
     g = np.array(seeds)
     assert backward(op, a, b, k, v, g, n, 0, code.cells, strict) == (0, 0)
@@ -202,13 +206,13 @@ def test_scalar_on_random_arithmetic_is_bitwise_equal(seed: int, strict: bool) -
 def test_scalar_on_random_functions(seed: int) -> None:
     code = random_scalar_code(np.random.default_rng(seed), FUNCTIONS, 40)
     op, a, b, _, _, k, v = code.arrays()
-    scalar.forward(op, a, b, k, v, 0, len(op), 0)
+    scalar.scalar_forward(op, a, b, k, v, 0, len(op), 0)
     # Values differ in the last place, and chaotic programs enlarge that, so that the reverse sweeps
     # are compared on the same values.
     seeds = np.zeros(code.cells + 1)
     seeds[20 : code.cells] = 1.0
     got, want = np.array(seeds), np.array(seeds)
-    scalar.reverse(op, a, b, k, v, got, len(op), 0, code.cells, False)
+    scalar.scalar_reverse(op, a, b, k, v, got, len(op), 0, code.cells, False)
     reference.scalar_reverse(op, a, b, k, v, want, len(op), 0, code.cells, False)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-300)
 
@@ -237,8 +241,8 @@ def test_scalar_stops_at_what_others_run(executor: str, structural: int) -> None
     code.append(structural, 0, 4, owns=4)
     code.append(ROWS["sin"][0], product, 0)
     op, a, b, _, _, k, v = code.arrays()
-    forward = scalar.forward if executor == "compiled" else reference.scalar_forward
-    backward = scalar.reverse if executor == "compiled" else reference.scalar_reverse
+    forward = scalar.scalar_forward if executor == "compiled" else reference.scalar_forward
+    backward = scalar.scalar_reverse if executor == "compiled" else reference.scalar_reverse
     assert forward(op, a, b, k, v, 0, 4, 0) == (2, 3)
     assert forward(op, a, b, k, v, 3, 4, 7) == (4, 8)
     assert v[7] == pytest.approx(np.sin(6.0))

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapegrad.kernels import emit, generate, opcodes
+from tapegrad import execute
+from tapegrad.kernels import emit, generate, native, opcodes
+from tapegrad.kernels.cpu.building import build
 from tapegrad.kernels.emit.language import contribution, fit, guarded
 from tapegrad.kernels.emit.library import preamble
 from tapegrad.kernels.emit.numbering import number
@@ -121,8 +123,9 @@ def test_an_operation_is_one_row_and_nothing_else(tmp_path: Path) -> None:
     scalar = load(tmp_path / "generated_scalar.py", emit.scalar.emit(table, numbered))
     op_, a, b = np.uint8([INPUT, CARRY, blend]), np.uint32([0, 0, 1]), np.uint32([3, 0, 2])
     v, g, k = np.array([x, y, z, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 0.0, w]), np.zeros(1)
-    scalar.forward(op_, a, b, k, v, 0, 3, 0)
-    scalar.reverse(op_, a, b, k, v, g, 3, 0, 5, False)
+    kernels = compiled("scalar", scalar)
+    execute.at_addresses(kernels["forward"], 5)(op_, a, b, k, v, 0, 3, 0)
+    execute.at_addresses(kernels["reverse"], 6)(op_, a, b, k, v, g, 3, 0, 5, False)
     assert v[4] == pytest.approx(value)
     assert g[:3] == pytest.approx(w * partials)
 
@@ -134,6 +137,13 @@ def test_an_operation_is_one_row_and_nothing_else(tmp_path: Path) -> None:
     lanes.reverse(op_, a, b, d, places, k, v, g, 2, 1, 4, -1, 100, False)
     assert v[3] == pytest.approx(value)
     assert g[:3] == pytest.approx(w * partials)
+
+
+def compiled(name: str, module: Any) -> Any:
+    """Return the kernels of a module that stands in the place of a library's."""
+    if not native.by_library():
+        return module.compile_all()
+    return native.link(native.LIBRARIES[name], build(native.LIBRARIES[name], vars(module)))
 
 
 def load(path: Path, text: str) -> Any:

@@ -299,13 +299,13 @@ from tapegrad.kernels import native
 if sys.argv[1] == "numba":
     native._supported = False
 from tapegrad.regions import straight, threads
-straight.cost = lambda region: 0.0 if compiles else np.inf  # at once, or never
+straight.cost = lambda region: 0.0
 x, y = np.linspace(-2.0, 3.0, 30_000), np.linspace(0.5, 40.0, 100)
 f = lambda x, y: np.sum(np.exp(np.sin(x)) * x**3 / y[:, None]) + np.max(np.sqrt(y))
 found = []
 with tg.executor("compiled"):
-    for compiles in (False, True):
-        for n in (1, 2):
+    for straight.LEAST in (np.inf, 0.0):  # regions are compiled never, or after their first run
+        for n in (1, 2, 1):
             tg.set_num_threads(n)
             found += tg.grad(f, argnums=(0, 1))(x.reshape(100, -1), y)
 assert ("numba.core" in sys.modules) and not native.failures
@@ -323,9 +323,91 @@ def test_numba_compiles_the_same_kernels(tmp_path: Path, monkeypatch: pytest.Mon
         run(GRADIENTS, how, str(tmp_path / f"{how}.npy"))
         results.append(np.load(tmp_path / f"{how}.npy"))
     np.testing.assert_array_equal(*results)  # to the bit
-    quarter = results[0].size // 4
-    for i in range(1, 4):
-        np.testing.assert_array_equal(results[0][:quarter], results[0][i * quarter :][:quarter])
+    for part in results[0].reshape(6, -1):
+        np.testing.assert_array_equal(part, results[0][: part.size])
+
+
+WARM_SCALARS = """
+import sys
+import numpy as np
+import tapegrad as tg
+from tapegrad import execute
+if len(sys.argv) > 1:
+    execute.load(sys.argv[1])
+    sys.exit()
+def f(x):
+    for _ in range(10_000):
+        x = np.sin(x) + x
+    return x
+f = tg.function(f)
+for _ in range(150):  # then as single calls
+    x = f(0.5)
+assert abs(np.sin(x)) < 1e-12
+assert execute.is_loaded("scalar") and execute.is_loaded("replay")
+assert not {"numba", "llvmlite"} & set(sys.modules)
+"""
+
+
+@needs_support
+def test_the_first_gradient_of_numbers_imports_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    if CACHE:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
+    for family in ("scalar", "replay"):
+        run(WARM_SCALARS, family)  # compiled, if it never was
+    run(WARM_SCALARS)
+
+
+NUMBERS = """
+import sys
+import numpy as np
+import tapegrad as tg
+from tapegrad.kernels import native
+if sys.argv[1] == "numba":
+    native._supported = False
+from tapegrad import execute, special
+from tapegrad.programs import recorded, rerolling
+recorded.READY_AFTER = 2
+rerolling.LEAST_INSTRUCTIONS = 16
+def f(x, y):
+    total = 0.0
+    for _ in range(60):
+        x = np.exp(np.sin(x)) * 0.3 + np.hypot(x, y) ** 3 / (9.0 + x * x)
+        x = x - np.arctan2(y, x) / np.maximum(x * y, 3.0)
+        total = total + np.tanh(x) * special.erf(y) + np.log1p(x * x) + np.fmod(x, 0.7)
+    return total
+points = [(0.3, 0.7), (1.4, 0.2), (-0.6, 2.1)]
+found = []
+with tg.executor("compiled"):
+    program = tg.record(f, 0.3, 0.7)
+    for compiles in (False, True):
+        if compiles:
+            program.compile()
+            assert len(program.tape.replays.rolled) > 0
+        for _ in range(4):
+            value, gradient = program.value_and_grad(0.3, 0.7, argnums=(0, 1))
+            found += [value, *gradient]
+    for point in points:
+        found += [*tg.grad(f, argnums=(0, 1))(*point)]
+assert program.tape.replays.ready is not None
+assert not native.failures
+np.save(sys.argv[2], np.array(found))
+"""
+
+
+@needs_support
+def test_numba_compiles_the_same_kernels_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    if CACHE:
+        monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
+    results = []
+    for how in ("library", "numba"):
+        run(NUMBERS, how, str(tmp_path / f"{how}.npy"))
+        results.append(np.load(tmp_path / f"{how}.npy"))
+    np.testing.assert_array_equal(*results)  # to the bit
+    assert np.isfinite(results[0]).all()
 
 
 def run(program: str, *arguments: str) -> None:

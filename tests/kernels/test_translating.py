@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numba import njit
+from numba import njit, types
 
 from tapegrad.kernels import native
 from tapegrad.kernels.cpu.building import build
-from tapegrad.kernels.cpu.jit import alone, part
+from tapegrad.kernels.cpu.jit import alone, likely, part
+from tapegrad.kernels.cpu.records import Numbers
+from tapegrad.kernels.cpu.records import numbers as numbers_at
+from tapegrad.kernels.cpu.records import record as record_at
 from tapegrad.kernels.cpu.simd import read_f64, read_i64, write_f64, write_i64
 from tapegrad.kernels.native import Library, link
 
@@ -24,6 +28,8 @@ pytestmark = pytest.mark.skipif(not native._supported, reason="compiled by Numba
 
 STEP, TABLE, LARGE = -2, (3, 5, -7), 1 << 40
 PARTS = (0.5, 0.25, 1.0)
+BYTES = numbers_at(types.uint8)
+RECORD = record_at("Few", out=Numbers(types.float64), count=types.int64)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., int]:
@@ -131,7 +137,62 @@ def of_memory(x: int, address: int) -> int:
     return -1
 
 
-FUNCTIONS = (arithmetic, branches, loops, tuples, widened, numbers)
+def unsigned(x: int, y: int) -> int:
+    """Where only Python's integers have no end: compared below with those of NumPy."""
+    i = np.uint64(x & 1023)
+    i += np.uint64(3)
+    small = np.uint8(y & 255)
+    small *= np.uint8(x > y or not y)
+    return int(i) * 1000 + int(small) + int(float(np.float32(x & 1023)) * 0.5)
+
+
+def ways(x: int, y: int) -> int:
+    way = x % 12
+    result = 0
+    if way == 1:
+        result = 5
+    elif way == 2 or way == 7:
+        if y > 0:
+            return 1000
+        result = y
+    elif way == 4:
+        pass
+    elif way == 3 or way == 9 or way == 10:
+        result = 17
+        for i in range(3):
+            if i == y % 5:
+                break
+            result += i
+    elif way == 6:
+        result = way
+    else:
+        result = -1
+    if y == 1:
+        result += 1
+    elif y == 2:
+        result += 2
+    elif x == 3:
+        result += 3
+    elif y == 4:
+        result += 4
+    elif y == 5 and x > 0:
+        result += 5
+    return result * 10 + way
+
+
+def decided(x: int, y: int) -> int:
+    """Tests that are decided by what comes first; the rest would divide by zero in Python."""
+    total = 0
+    if not (y == 0 or x % y == 1) and (x > 3 or not x < -3):
+        total += 1
+    if (y != 0 and x // y > 2) or (x == 0 and not y):
+        total += 2
+    while not (total >= 4 and (total > 6 or y != 0)):
+        total += 3
+    return total
+
+
+FUNCTIONS = (arithmetic, branches, loops, tuples, widened, numbers, unsigned, ways, decided)
 TRANSLATED: dict[Any, Callable[..., int]] = {}
 INTEGERS = st.integers(-(1 << 31), 1 << 31) | st.integers(-12, 12)
 
@@ -154,6 +215,61 @@ def test_what_is_at_addresses_is_read_and_written() -> None:
     assert call(-3, numbers.ctypes.data) == -1
     assert numbers[0] == 5
     assert numbers.view(np.float64)[1] == 0.75
+
+
+def of_c(x: int, y: int) -> int:
+    return int(math.ldexp(math.hypot(x, y / 7), 20))
+
+
+@given(x=st.integers(-1000, 1000), y=st.integers(-1000, 1000))
+def test_functions_of_c_are_called(x: int, y: int) -> None:
+    if of_c not in TRANSLATED:
+        TRANSLATED[of_c] = compiled(of_c)
+    assert abs(TRANSLATED[of_c](x, y) - of_c(x, y)) <= 1  # Python rounds a hypotenuse its own way
+
+
+def several(x: int, y: int) -> tuple[int, int, int]:
+    return x + y, x - y, int(np.uint64(7))
+
+
+def test_entries_return_tuples() -> None:
+    call = compiled(several)
+    for x, y in ((3, 5), (-(1 << 40), 1 << 50)):
+        assert call(x, y) == several(x, y)
+    before = sys.getrefcount(None)
+    for _ in range(100):
+        call(1, 2)
+    assert sys.getrefcount(None) - before < 50
+
+
+def of_records(numbers: int, record: int) -> int:
+    """Tables of unsigned bytes and of floats, at unsigned places."""
+    b = BYTES(numbers)
+    r = RECORD(record)
+    total = 0
+    i = np.uint64(0)
+    while i < np.uint64(r.count):
+        r.out[i] += float(b[i]) * 0.5
+        total += b[i]
+        i += np.uint64(1)
+    return total
+
+
+def test_numbers_at_addresses_have_types() -> None:
+    numbers, out = np.arange(250, 256, dtype=np.uint8), np.ones(6)
+    record = np.array([out.ctypes.data, 5])
+    call = compiled(of_records)
+    assert call(numbers.ctypes.data, record.ctypes.data) == numbers[:5].sum()
+    np.testing.assert_array_equal(out, [126.0, 126.5, 127.0, 127.5, 128.0, 1.0])
+
+
+def hinted(x: int, y: int) -> int:
+    return (x if likely(x != 0) else 5) + y
+
+
+def test_what_is_likely_is_only_a_hint() -> None:
+    assert [compiled(hinted)(x, 1) for x in (3, 0)] == [4, 6]
+    assert [njit(hinted)(x, 1) for x in (3, 0)] == [4, 6]
 
 
 def test_numba_compiles_the_same_functions() -> None:

@@ -177,8 +177,8 @@ def test_of_many_decisions_the_first_that_changed_is_named(monkeypatch, slice_, 
         expected = program.value_and_grad(0.9, 1.3, argnums=(0, 1))
     for _ in range(3):
         program(0.9, 1.3)
-    held = program.tape.replays.ready._held
-    runs, singles = held[-1], held[1]["SINGLES"]
+    made = program.tape.replays.ready
+    runs, singles = made._held[1], made._cells[4]
     assert len(runs) if slice_ > 1 else len(singles) == len(program.decisions)
     assert program.value_and_grad(0.9, 1.3, argnums=(0, 1)) == expected
     for point in ((-50.0, 1.0), (-2.0, 1.2), (1.0, 1.75), (0.1, -1.0), (-1.0, 0.9)):

@@ -20,7 +20,7 @@ def passes(request, monkeypatch):
     """Run the passes both ways."""
     monkeypatch.setattr(module, "COMPILED_FROM", 0 if request.param == "compiled" else 10**9)
     if request.param == "python":
-        monkeypatch.setattr(module, "_NUMBA_KERNELS", "no such module")
+        monkeypatch.setattr(module, "_COMPILER", "no such module")
 
 
 def rows(program):

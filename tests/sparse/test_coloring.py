@@ -19,7 +19,7 @@ def functions(request, monkeypatch):
     """Run the functions both ways."""
     monkeypatch.setattr(simplify, "COMPILED_FROM", 0 if request.param == "compiled" else 10**9)
     if request.param == "python":
-        monkeypatch.setattr(simplify, "_NUMBA_KERNELS", "no such module")
+        monkeypatch.setattr(simplify, "_COMPILER", "no such module")
 
 
 def read_back(matrix, compression):

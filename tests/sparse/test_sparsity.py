@@ -22,7 +22,7 @@ def way(request, monkeypatch):
     in_python = request.param == "swept in Python"
     monkeypatch.setattr(simplify, "COMPILED_FROM", 10**9 if in_python else 0)
     if in_python:
-        monkeypatch.setattr(simplify, "_NUMBA_KERNELS", "no such module")
+        monkeypatch.setattr(simplify, "_COMPILER", "no such module")
     monkeypatch.setattr(sparsity, "_may_derive", lambda tape: request.param == "derived")
     return request.param
 
