@@ -54,12 +54,15 @@ class Library(NamedTuple):
         some, or nothing.
     called : dict of str to int
         Those that other code calls at their addresses, likewise.
+    vectorized : bool
+        Whether loops are made to work on vectors, where that can be.
     """
 
     module: str
     sources: tuple[str, ...]
     entries: dict[str, int]
     called: dict[str, int]
+    vectorized: bool = False
 
 
 _COMMON = (
@@ -86,6 +89,9 @@ LIBRARIES["scalar"] = Library(
     (*_COMMON, *_COLUMNS, "cpu/scalar.py"),
     {"forward": 8, "reverse": 10},
     {"forward_of": 4, "reverse_of": 4},
+)
+LIBRARIES["lanes"] = Library(
+    "lanes", (*_COMMON, *_COLUMNS, "cpu/lanes.py"), {"forward": 12, "reverse": 14}, {}, True
 )
 LIBRARIES["replay"] = Library(
     "replay",

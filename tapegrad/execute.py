@@ -69,8 +69,8 @@ class Kernels:
 
 _reference = Kernels(_REFERENCE_SLICE)
 _compiled = Kernels(_COMPILED_SLICE)
-_NATIVE = "scalar", "regions", "regions32", "planning", "replay"  # which `native` loads
-_COLUMNS = {"scalar": 5}
+_NATIVE = "scalar", "lanes", "regions", "regions32", "planning", "replay"  # which `native` loads
+_COLUMNS = {"scalar": 5, "lanes": 7}
 """By family, how many arrays sweeps forward are called with; those back with one more."""
 FAMILIES = ("scalar", "lanes", "regions", "regions32", "planning", "vector", "derive", "replay")
 _loaded = dict.fromkeys(FAMILIES, False)

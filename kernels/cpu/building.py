@@ -47,9 +47,11 @@ def optimised(library: Library, functions: Mapping[str, Any] | None = None) -> A
             function.name = _OF_C.get(function.name, function.name)
             if function.name.startswith(("numba", "NRT", "_ZN")):
                 raise RuntimeError(f"{function.name} would not be there without Numba")
-    # Its vectors are explicit, so LLVM need not look for any.
+    # Where vectors are explicit, LLVM need not look for any.
     codegen = cpu_target.target_context.codegen()
-    made = codegen._module_pass_manager(opt=2, loop_vectorize=False, slp_vectorize=False)
+    made = codegen._module_pass_manager(
+        opt=2, loop_vectorize=library.vectorized, slp_vectorize=False
+    )
     passes, *rest = made if isinstance(made, tuple) else (made,)
     passes.run(module, *rest)
     return module

@@ -161,6 +161,23 @@ def call_native(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) ->
     return types.void(*(types.int64,) * 5), emit
 
 
+def room(size: int) -> Any:
+    """Return the function for kernels that returns the address of room on the stack, in bytes."""
+
+    @intrinsic  # type: ignore[misc]
+    def address(typingctx: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            bytes_ = ir.ArrayType(ir.IntType(8), size)
+            with builder.goto_entry_block():
+                place = builder.alloca(bytes_)
+            place.align = 64
+            return builder.ptrtoint(place, ir.IntType(64))
+
+        return types.int64(), emit
+
+    return address
+
+
 @intrinsic  # type: ignore[misc]
 def likely(typingctx: Any, truth: Any) -> Any:
     """Return a truth that holds nearly always, so that code goes one way and need not choose."""

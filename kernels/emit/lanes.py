@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapegrad.kernels.emit.language import HEADER, compiled, contribution, names_in, tree
+from tapegrad.kernels.emit.language import HEADER, WIDTH, compiled, contribution, names_in, tree
 from tapegrad.kernels.emit.library import preamble
 from tapegrad.kernels.emit.numbering import CELLS, STRUCTURAL, Opcode
 from tapegrad.kernels.emit.scalar import chain, is_common
@@ -56,55 +56,65 @@ _TABLES = '''BLOCK = 512
 _LANES = {lanes}
 _CELLS, _INDEXED, _CONSTANT, _PASSIVE = 0, 1, 2, 3
 
-# A digit for each opcode: the number of operands, and the bits of the operands that have a partial.
-_ARITY = np.array(
-    list(
-{arity}
-    ),
-    dtype=np.uint8,
-)
-_PARTIALS = np.array(
-    list(
-{partials}
-    ),
-    dtype=np.uint8,
-)
-'''
+_PLACES = 8 * BLOCK  # bytes: numbers of a block
 
-_OPERANDS = '''@helper
-def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):
-    """Return the values of `n` lanes of an operand: in place where they are contiguous."""
-    kind = d[at]
-    if kind != _INDEXED and kind != _CONSTANT and is_contiguous(d, at, ndim, shape):
-        first = d[at + 1] + lane
-        return v[first : first + n]
-    values = scratch[:n]
-    if is_uniform(d, at, ndim):
-        place = np.uint64(d[at + 1])
-        value = k[place] if kind == _CONSTANT else v[x[place]] if kind == _INDEXED else v[place]
-        for m in range(n):
-            values[m] = value
-        return values
-    locate(d, at, ndim, shape, lane, n, places)
-    if kind == _INDEXED:
-        for m in range(n):
-            values[m] = v[x[places[m]]]
-    else:
-        for m in range(n):
-            values[m] = v[places[m]]
-    return values
+room_forward, room_reverse = room(4 * _PLACES), room(7 * _PLACES)
 
 
 @helper
-def count_zeros(w):
+def arity_of(o):
+    """Return the number of operands of a row."""
+{arity}
+    else:
+        count = 2
+    return count
+
+
+@helper
+def partials_of(o):
+    """Return the bits of the operands of a row that have a partial."""
+{partials}
+    else:
+        bits = 0
+    return bits
+'''
+
+_OPERANDS = '''@alone
+def load(d, at, ndim, shape, lane, n, x, k, v, places, scratch):
+    """Return where the values of `n` lanes of an operand lie: in place if they are contiguous."""
+    kind = d[at]
+    if kind != _INDEXED and kind != _CONSTANT and is_contiguous(d, at, ndim, shape):
+        return v + 8 * (d[at + 1] + lane)
+    cells = floats_at(v)
+    values = floats_at(scratch)
+    if is_uniform(d, at, ndim):
+        place = d[at + 1]
+        value = (
+            k[place] if kind == _CONSTANT else cells[x[place]] if kind == _INDEXED else cells[place]
+        )
+        for m in range(n):
+            values[m] = value
+        return scratch
+    locate(d, at, ndim, shape, lane, n, places)
+    if kind == _INDEXED:
+        for m in range(n):
+            values[m] = cells[x[places[m]]]
+    else:
+        for m in range(n):
+            values[m] = cells[places[m]]
+    return scratch
+
+
+@helper
+def count_zeros(w, n):
     """Return how many lanes have no adjoint."""
     zeros = 0
-    for m in range(w.size):
+    for m in range(n):
         zeros += w[m] == 0.0
     return zeros
 
 
-@helper
+@alone
 def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, masked):
     """Add `n` contributions to an operand's adjoints; if masked, only where w is not zero."""
     kind = d[at]
@@ -113,31 +123,31 @@ def accumulate(d, at, ndim, shape, lane, n, x, g, w, c, places, masked):
     if masked:
         for m in range(n):
             c[m] = c[m] if w[m] != 0.0 else 0.0
+    adjoints = floats_at(g)
     if is_uniform(d, at, ndim):
         total = 0.0
         for m in range(n):
             total += c[m]
-        place = np.uint64(d[at + 1])
+        place = d[at + 1]
         if kind == _INDEXED:
-            g[x[place]] += total
+            adjoints[x[place]] += total
         else:
-            g[place] += total
+            adjoints[place] += total
     elif kind == _CELLS and is_contiguous(d, at, ndim, shape):
-        first = d[at + 1] + lane
-        target = g[first : first + n]
+        target = floats_at(g + 8 * (d[at + 1] + lane))
         for m in range(n):
             target[m] += c[m]
     else:
         locate(d, at, ndim, shape, lane, n, places)
         if kind == _INDEXED:
             for m in range(n):
-                g[x[places[m]]] += c[m]
+                adjoints[x[places[m]]] += c[m]
         else:
             for m in range(n):
-                g[places[m]] += c[m]
+                adjoints[places[m]] += c[m]
 '''
 
-_VALUES = '''@helper
+_VALUES = '''@alone
 def rare_value(o, x, y, z):
     """Return one lane of a row that calls a function beyond the common ones."""
 {rare}
@@ -146,17 +156,16 @@ def rare_value(o, x, y, z):
     return value
 
 
-@helper
-def values(o, xs, ys, zs, out):
+@alone
+def values(o, n, xs, ys, zs, out):
     """Compute a block of lanes of one row."""
-    n = out.size
 {common}
     else:
         for m in range(n):
             out[m] = rare_value(o, xs[m], ys[m], zs[m])
 '''
 
-_CONTRIBUTIONS = '''@helper
+_CONTRIBUTIONS = '''@alone
 def rare_contributions(o, w, x, y, z, out):
     """Return what each operand's adjoint receives from one lane of such a row."""
     to_x = to_y = to_z = 0.0
@@ -164,46 +173,59 @@ def rare_contributions(o, w, x, y, z, out):
     return to_x, to_y, to_z
 
 
-@helper
-def contributions(o, w, xs, ys, zs, outs, cx, cy, cz, strict):
+@alone
+def contributions(o, n, w, xs, ys, zs, outs, cx, cy, cz, strict):
     """Compute what each operand's adjoint receives from a block of lanes of one row."""
-    n = w.size
 {common}
     else:
         for m in range(n):
-            if w[m] != 0.0 or strict:
+            if w[m] != 0.0 or strict != 0:
                 cx[m], cy[m], cz[m] = rare_contributions(o, w[m], xs[m], ys[m], zs[m], outs[m])
 '''
 
-_KERNELS = '''@kernel
+_KERNELS = '''@entry
 def forward(op, a, b, d, x, k, v, start, stop, cell, lane, limit):
     """Run LANES instructions from `start` on, from lane `lane` of the first, about `limit` lanes.
+
+    Columns are addresses.
 
     Returns (position, cell, lane): where to go on, which is not a LANES instruction, or is `stop`,
     or is where the limit was reached.
     """
-    scratch = np.empty((3, BLOCK))
-    places = np.empty(BLOCK, dtype=np.uint64)
+    return sweep(
+        bytes_at(op), places_at(a), places_at(b), ints_at(d), places_at(x), floats_at(k), v,
+        start, stop, cell, lane, limit,
+    )  # fmt: skip
+
+
+@helper
+def sweep(op, a, b, d, x, k, v, start, stop, cell, lane, limit):
+    """Do what `forward` says."""
+    scratch = room_forward()
+    places = ints_at(scratch + 3 * _PLACES)
     position = start
     while position < stop and op[position] == _LANES and limit > 0:
-        at = np.int64(a[position])
-        count = np.int64(b[position])
+        at = int64(a[position])
+        count = int64(b[position])
         o = d[at]
         ndim = d[at + 1]
         shape = at + 2
         first = shape + ndim
         size = 2 + ndim
-        arity = _ARITY[o]
+        arity = arity_of(o)
         while lane < count and limit > 0:
             n = min(BLOCK, count - lane)
-            xs = load(d, first, ndim, shape, lane, n, x, k, v, places, scratch[0])
+            xs = load(d, first, ndim, shape, lane, n, x, k, v, places, scratch)
             ys = xs
             zs = xs
             if arity > 1:
-                ys = load(d, first + size, ndim, shape, lane, n, x, k, v, places, scratch[1])
+                at_y = scratch + _PLACES
+                ys = load(d, first + size, ndim, shape, lane, n, x, k, v, places, at_y)
             if arity > 2:
-                zs = load(d, first + 2 * size, ndim, shape, lane, n, x, k, v, places, scratch[2])
-            values(o, xs, ys, zs, v[cell + lane : cell + lane + n])
+                at_z = scratch + 2 * _PLACES
+                zs = load(d, first + 2 * size, ndim, shape, lane, n, x, k, v, places, at_z)
+            out = floats_at(v + 8 * (cell + lane))
+            values(o, n, floats_at(xs), floats_at(ys), floats_at(zs), out)
             lane += n
             limit -= n
         if lane < count:
@@ -215,19 +237,29 @@ def forward(op, a, b, d, x, k, v, start, stop, cell, lane, limit):
     return position, cell, lane
 
 
-@kernel
+@entry
 def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):
     """Run LANES instructions `start` - 1 down to `stop`, about `limit` lanes.
 
-    `cell` is the first cell after instruction `start` - 1, and `lane` how many of its lanes are to
-    do, -1 for all. Returns (position, cell, lane) in the same sense.
+    Columns are addresses. `cell` is the first cell after instruction `start` - 1, and `lane` how
+    many of its lanes are to do, -1 for all. Returns (position, cell, lane) in the same sense.
     """
-    scratch = np.empty((6, BLOCK))
-    places = np.empty(BLOCK, dtype=np.uint64)
+    return sweep_back(
+        bytes_at(op), places_at(a), places_at(b), ints_at(d), places_at(x), floats_at(k), v, g,
+        start, stop, cell, lane, limit, strict,
+    )  # fmt: skip
+
+
+@helper
+def sweep_back(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):
+    """Do what `reverse` says."""
+    scratch = room_reverse()
+    received = scratch + 3 * _PLACES
+    places = ints_at(scratch + 6 * _PLACES)
     position = start
     while position > stop and op[position - 1] == _LANES and limit > 0:
-        at = np.int64(a[position - 1])
-        count = np.int64(b[position - 1])
+        at = int64(a[position - 1])
+        count = int64(b[position - 1])
         base = cell - count
         if lane < 0:
             lane = count
@@ -236,32 +268,36 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):
         shape = at + 2
         first = shape + ndim
         size = 2 + ndim
-        arity = _ARITY[o]
-        partials = _PARTIALS[o]
+        arity = arity_of(o)
+        partials = partials_of(o)
         while lane > 0 and limit > 0:
             n = min(BLOCK, lane)
             lane -= n
             limit -= n
-            w = g[base + lane : base + lane + n]
-            zeros = 0 if strict else count_zeros(w)
-            if partials and zeros < n:
-                xs = load(d, first, ndim, shape, lane, n, x, k, v, places, scratch[0])
+            w = floats_at(g + 8 * (base + lane))
+            zeros = 0 if strict != 0 else count_zeros(w, n)
+            if partials != 0 and zeros < n:
+                xs = load(d, first, ndim, shape, lane, n, x, k, v, places, scratch)
                 ys = xs
                 zs = xs
                 if arity > 1:
-                    ys = load(d, first + size, ndim, shape, lane, n, x, k, v, places, scratch[1])
+                    at_y = scratch + _PLACES
+                    ys = load(d, first + size, ndim, shape, lane, n, x, k, v, places, at_y)
                 if arity > 2:
-                    zs = load(
-                        d, first + 2 * size, ndim, shape, lane, n, x, k, v, places, scratch[2]
-                    )
-                outs = v[base + lane : base + lane + n]
-                contributions(o, w, xs, ys, zs, outs, scratch[3], scratch[4], scratch[5], strict)
+                    at_z = scratch + 2 * _PLACES
+                    zs = load(d, first + 2 * size, ndim, shape, lane, n, x, k, v, places, at_z)
+                contributions(
+                    o, n, w, floats_at(xs), floats_at(ys), floats_at(zs),
+                    floats_at(v + 8 * (base + lane)), floats_at(received),
+                    floats_at(received + _PLACES), floats_at(received + 2 * _PLACES), strict,
+                )  # fmt: skip
                 for j in range(arity):
                     if partials >> j & 1:
                         operand = first + j * size
-                        c = scratch[3 + j]
+                        c = floats_at(received + j * _PLACES)
                         accumulate(d, operand, ndim, shape, lane, n, x, g, w, c, places, zeros > 0)
-            w[:] = 0.0
+            for m in range(n):
+                w[m] = 0.0
         if lane > 0:
             break
         limit -= 1
@@ -269,22 +305,24 @@ def reverse(op, a, b, d, x, k, v, g, start, stop, cell, lane, limit, strict):
         cell = base
         lane = -1
     return position, cell, lane
+
+
+def compile_all() -> dict[str, Any]:
+    """Compile both interpreters by themselves, or load them from Numba's cache."""
+    forward.compile((int64,) * 12)
+    reverse.compile((int64,) * 14)
+    return {"forward": forward, "reverse": reverse}
 '''
 
-_COMPILE = '''_COLUMNS = (
-    "uint8[::1], uint32[::1], uint32[::1], int64[::1], uint32[::1], float64[::1], float64[::1]"
-)
-SIGNATURES = {
-    "forward": f"({_COLUMNS}, int64, int64, int64, int64, int64)",
-    "reverse": f"({_COLUMNS}, float64[::1], int64, int64, int64, int64, int64, boolean)",
-}
+_IMPORTS = """import math
+from typing import Any
 
+import numpy as np
+from numba.types import int64
 
-def compile_all() -> None:
-    """Compile both interpreters, or load them from the cache."""
-    forward.compile(SIGNATURES["forward"])
-    reverse.compile(SIGNATURES["reverse"])
-'''
+from tapegrad.kernels.cpu.columns import bytes_at, floats_at, ints_at, places_at
+from tapegrad.kernels.cpu.jit import alone, entry, room
+from tapegrad.kernels.cpu.jit import part as helper"""
 
 
 def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
@@ -297,16 +335,17 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
         for node in (parse(text) for _, text in row.expressions())
         for name in names_in(node) - {*row.operands, *row.let, "out"}
     }
-    padding = [0] * len(STRUCTURAL)
-    arity = padding + [opcode.row.arity for opcode in opcodes]
-    partials = padding + [
-        sum(1 << j for j, p in enumerate(opcode.row.partials) if _has_partial(p))
+    arity = {opcode.number: opcode.row.arity for opcode in opcodes}
+    partials = {
+        opcode.number: sum(1 << j for j, p in enumerate(opcode.row.partials) if _has_partial(p))
         for opcode in opcodes
-    ]
+    }
     header = HEADER.format(title="The lane interpreters: array instructions, a block at a time.")
     body = [
         _TABLES.format(
-            lanes=STRUCTURAL.index("LANES"), arity=digits(arity), partials=digits(partials)
+            lanes=STRUCTURAL.index("LANES"),
+            arity=_looked_up(arity, "count", 2),
+            partials=_looked_up(partials, "bits", 0),
         ),
         IS_UNIFORM,
         _IS_CONTIGUOUS,
@@ -320,9 +359,24 @@ def emit(table: dict[str, Row], opcodes: tuple[Opcode, ...]) -> str:
             common=chain(common, _contributions, "    "),
         ),
         _KERNELS,
-        _COMPILE,
     ]
-    return "\n".join([header, preamble(used | {"nan"}), "\n\n".join(body)])
+    return "\n".join([header, preamble(used | {"nan"}, _IMPORTS), "\n\n".join(body)])
+
+
+def _looked_up(values: dict[int, int], name: str, other: int) -> str:
+    """Return the branches that set a variable by opcode, but for one value."""
+    lines = []
+    for value in sorted({*values.values()} - {other}):
+        tests = [f"o == {opcode}" for opcode, found in values.items() if found == value]
+        word = "elif" if lines else "if"
+        line = f"    {word} {' or '.join(tests)}:"
+        if len(line) > WIDTH:
+            rows = "".join(
+                [f"        {'or ' if i else ''}{test}\n" for i, test in enumerate(tests)]
+            )
+            line = f"    {word} (\n{rows}    ):"
+        lines += [line, f"        {name} = {value}"]
+    return "\n".join(lines)
 
 
 def digits(values: list[int]) -> str:

@@ -153,9 +153,8 @@ class PreparedJacobian:
             operands = [part.read(self._v) for part in call.operands]
             return functools.partial(np.matmul, *operands, out=out.reshape(call.shape))
         if kind == LANES:
-            run = importlib.import_module("..kernels.cpu.lanes", __package__).forward
-            where = start, stop, cell, 0, _UNLIMITED
-            return functools.partial(run, op, a, b, d, x, k, self._v, *where)
+            run, used = direct(native.load("lanes")["forward"]), (op, a, b, d, x, k, self._v)
+            return functools.partial(run, *map(address, used), start, stop, cell, 0, _UNLIMITED)
         run = direct(native.load("scalar")["forward"])
         return functools.partial(run, *map(address, (op, a, b, k, self._v)), start, stop, cell)
 

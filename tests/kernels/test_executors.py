@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
 from tapegrad import execute
-from tapegrad.kernels import reference
-from tapegrad.kernels.cpu import lanes
+from tapegrad.kernels import native, reference
+from tapegrad.kernels.cpu import building
+from tapegrad.kernels.cpu.lanes import BLOCK
 from tapegrad.kernels.opcodes import (
     ARITY,
     BINARY_KX,
@@ -34,7 +33,8 @@ from tapegrad.kernels.opcodes import (
 from tapegrad.ops import TABLE
 
 execute.load("scalar")
-scalar = execute._compiled  # which takes arrays, as the reference does
+execute.load("lanes")
+compiled = execute._compiled  # which take arrays, as the reference does
 
 COMMON = ["add", "subtract", "multiply", "maximum", "where", "absolute", "less"]
 FUNCTIONS = [row for row in ROWS if row not in NONDIFF and row not in INTEGER_OPERAND]
@@ -79,8 +79,8 @@ class Code:
 def run_scalar(code: Code, seeds: Any, strict: bool, executor: str) -> tuple[Any, Any]:
     op, a, b, _, _, k, v = code.arrays()
     n = len(op)
-    forward = scalar.scalar_forward if executor == "compiled" else reference.scalar_forward
-    backward = scalar.scalar_reverse if executor == "compiled" else reference.scalar_reverse
+    forward = compiled.scalar_forward if executor == "compiled" else reference.scalar_forward
+    backward = compiled.scalar_reverse if executor == "compiled" else reference.scalar_reverse
     assert forward(op, a, b, k, v, 0, n, 0) == (n, code.cells)
     g = np.array(seeds)
     assert backward(op, a, b, k, v, g, n, 0, code.cells, strict) == (0, 0)
@@ -93,8 +93,8 @@ def run_lanes(
 ) -> tuple[Any, Any]:
     op, a, b, d, x, k, v = code.arrays()
     n = len(op)
-    forward = lanes.forward if executor == "compiled" else reference.lanes_forward
-    backward = lanes.reverse if executor == "compiled" else reference.lanes_reverse
+    forward = compiled.lanes_forward if executor == "compiled" else reference.lanes_forward
+    backward = compiled.lanes_reverse if executor == "compiled" else reference.lanes_reverse
     place = (1, len(code.values), 0)
     while place[0] < n:
         place = forward(op, a, b, d, x, k, v, place[0], n, place[1], place[2], limit)
@@ -206,13 +206,13 @@ def test_scalar_on_random_arithmetic_is_bitwise_equal(seed: int, strict: bool) -
 def test_scalar_on_random_functions(seed: int) -> None:
     code = random_scalar_code(np.random.default_rng(seed), FUNCTIONS, 40)
     op, a, b, _, _, k, v = code.arrays()
-    scalar.scalar_forward(op, a, b, k, v, 0, len(op), 0)
+    compiled.scalar_forward(op, a, b, k, v, 0, len(op), 0)
     # Values differ in the last place, and chaotic programs enlarge that, so that the reverse sweeps
     # are compared on the same values.
     seeds = np.zeros(code.cells + 1)
     seeds[20 : code.cells] = 1.0
     got, want = np.array(seeds), np.array(seeds)
-    scalar.scalar_reverse(op, a, b, k, v, got, len(op), 0, code.cells, False)
+    compiled.scalar_reverse(op, a, b, k, v, got, len(op), 0, code.cells, False)
     reference.scalar_reverse(op, a, b, k, v, want, len(op), 0, code.cells, False)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-300)
 
@@ -241,8 +241,8 @@ def test_scalar_stops_at_what_others_run(executor: str, structural: int) -> None
     code.append(structural, 0, 4, owns=4)
     code.append(ROWS["sin"][0], product, 0)
     op, a, b, _, _, k, v = code.arrays()
-    forward = scalar.scalar_forward if executor == "compiled" else reference.scalar_forward
-    backward = scalar.scalar_reverse if executor == "compiled" else reference.scalar_reverse
+    forward = compiled.scalar_forward if executor == "compiled" else reference.scalar_forward
+    backward = compiled.scalar_reverse if executor == "compiled" else reference.scalar_reverse
     assert forward(op, a, b, k, v, 0, 4, 0) == (2, 3)
     assert forward(op, a, b, k, v, 3, 4, 7) == (4, 8)
     assert v[7] == pytest.approx(np.sin(6.0))
@@ -324,7 +324,7 @@ def test_lanes_on_random_windows(seed: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, 600, 10**9])
 def test_long_instructions_go_on_where_they_were_interrupted(limit: int) -> None:
-    n = 3 * lanes.BLOCK + 17
+    n = 3 * BLOCK + 17
     code = Code(np.linspace(-1.0, 1.0, n))
     square = code.lanes("multiply", (n,), [(reference.CELLS, 0, (1,))] * 2)
     scaled = [(reference.CELLS, square + n - 1, (-1,)), (reference.CELLS, 5, (0,))]
@@ -338,11 +338,9 @@ def test_long_instructions_go_on_where_they_were_interrupted(limit: int) -> None
     np.testing.assert_allclose(got_g, want_g, rtol=1e-13)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.skipif(not native.by_library(), reason="compiled by Numba's own means")
 def test_arithmetic_lanes_are_vectorised() -> None:
-    # Compiled anew, because Numba cannot show the assembly of what it loaded from its cache.
-    values = numba.njit(error_model="numpy")(lanes.values.py_func)
-    values.compile("(int64, float64[::1], float64[::1], float64[::1], float64[::1])")
-    assembly = values.inspect_asm(values.signatures[0])
+    module = building.optimised(native.LIBRARIES["lanes"])
+    assembly = building.cpu_target.target_context.codegen()._tm.emit_assembly(module)
     for instruction in ("addpd", "mulpd", "divpd", "sqrtpd"):
         assert re.search(rf"\bv?{instruction}\b", assembly), instruction

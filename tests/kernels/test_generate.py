@@ -133,8 +133,10 @@ def test_an_operation_is_one_row_and_nothing_else(tmp_path: Path) -> None:
     op_, a, b = np.uint8([INPUT, LANES]), np.uint32([0, 0]), np.uint32([3, 1])
     d = np.array([blend, 0, 0, 0, 0, 1, 0, 2])
     v, g, places = np.array([x, y, z, 0.0]), np.array([0.0, 0.0, 0.0, w]), np.uint32([0])
-    lanes.forward(op_, a, b, d, places, k, v, 1, 2, 3, 0, 100)
-    lanes.reverse(op_, a, b, d, places, k, v, g, 2, 1, 4, -1, 100, False)
+    kernels = compiled("lanes", lanes)
+    execute.at_addresses(kernels["forward"], 7)(op_, a, b, d, places, k, v, 1, 2, 3, 0, 100)
+    back = execute.at_addresses(kernels["reverse"], 8)
+    back(op_, a, b, d, places, k, v, g, 2, 1, 4, -1, 100, False)
     assert v[3] == pytest.approx(value)
     assert g[:3] == pytest.approx(w * partials)
 

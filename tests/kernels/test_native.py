@@ -344,7 +344,13 @@ f = tg.function(f)
 for _ in range(150):  # then as single calls
     x = f(0.5)
 assert abs(np.sin(x)) < 1e-12
-assert execute.is_loaded("scalar") and execute.is_loaded("replay")
+def g(x):
+    for _ in range(100):
+        x = np.sin(x) + x
+    return np.sum(x)
+for _ in range(10):  # tapes too short for a plan
+    tg.grad(lambda v: g(v[::-1]))(np.linspace(0.0, 1.0, 20))
+assert all(execute.is_loaded(family) for family in ("scalar", "replay", "lanes"))
 assert not {"numba", "llvmlite"} & set(sys.modules)
 """
 
@@ -354,7 +360,7 @@ def test_the_first_gradient_of_numbers_imports_no_compiler(monkeypatch: pytest.M
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     if CACHE:
         monkeypatch.setenv("NUMBA_CACHE_DIR", CACHE)
-    for family in ("scalar", "replay"):
+    for family in ("scalar", "replay", "lanes"):
         run(WARM_SCALARS, family)  # compiled, if it never was
     run(WARM_SCALARS)
 
@@ -377,6 +383,9 @@ def f(x, y):
         x = x - np.arctan2(y, x) / np.maximum(x * y, 3.0)
         total = total + np.tanh(x) * special.erf(y) + np.log1p(x * x) + np.fmod(x, 0.7)
     return total
+def h(a):  # in lanes: it has too few cells for regions
+    b = np.sin(a[::-1, :1]) * a[:, [1, 0]] + np.maximum(np.log1p(a * a), a[0])
+    return np.sum(b * np.sqrt(np.hypot(a, 2.0)) - np.where(b > 0.5, b, a * 0.25))
 points = [(0.3, 0.7), (1.4, 0.2), (-0.6, 2.1)]
 found = []
 with tg.executor("compiled"):
@@ -390,6 +399,9 @@ with tg.executor("compiled"):
             found += [value, *gradient]
     for point in points:
         found += [*tg.grad(f, argnums=(0, 1))(*point)]
+        rows = np.outer(np.linspace(0.5, 1.5, 70), point)
+        found += tg.grad(h)(rows).ravel().tolist()
+assert execute.is_loaded("lanes")
 assert program.tape.replays.ready is not None
 assert not native.failures
 np.save(sys.argv[2], np.array(found))

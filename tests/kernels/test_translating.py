@@ -17,7 +17,7 @@ from numba import njit, types
 
 from tapegrad.kernels import native
 from tapegrad.kernels.cpu.building import build
-from tapegrad.kernels.cpu.jit import alone, likely, part
+from tapegrad.kernels.cpu.jit import alone, likely, part, room
 from tapegrad.kernels.cpu.records import Numbers
 from tapegrad.kernels.cpu.records import numbers as numbers_at
 from tapegrad.kernels.cpu.records import record as record_at
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(not native._supported, reason="compiled by Numba
 STEP, TABLE, LARGE = -2, (3, 5, -7), 1 << 40
 PARTS = (0.5, 0.25, 1.0)
 BYTES = numbers_at(types.uint8)
+ROOM = room(64)
 RECORD = record_at("Few", out=Numbers(types.float64), count=types.int64)
 
 
@@ -261,6 +262,23 @@ def test_numbers_at_addresses_have_types() -> None:
     call = compiled(of_records)
     assert call(numbers.ctypes.data, record.ctypes.data) == numbers[:5].sum()
     np.testing.assert_array_equal(out, [126.0, 126.5, 127.0, 127.5, 128.0, 1.0])
+
+
+def turned(address: int, count: int) -> int:
+    """Turn integers around, by way of room on the stack."""
+    place = ROOM()
+    for i in range(count):
+        write_i64(place + 8 * i, read_i64(address + 8 * i))
+    for i in range(count):
+        write_i64(address + 8 * i, read_i64(place + 8 * (count - 1 - i)))
+    return place % 64
+
+
+def test_there_is_room_on_the_stack() -> None:
+    numbers = np.arange(5)
+    assert compiled(turned)(numbers.ctypes.data, 5) == 0
+    assert njit(turned)(numbers.ctypes.data, 3) == 0
+    assert numbers.tolist() == [2, 3, 4, 1, 0]
 
 
 def hinted(x: int, y: int) -> int:
