@@ -25,6 +25,7 @@ value = "numba" in sys.modules
 # The scalar loop of `workloads`, with 1e5 operations. Its adjoints stay away from zero, so that no
 # instruction is skipped; in a plain chain of contractions they would soon underflow.
 _LOOP = """
+import sys
 import numpy as np, tapegrad as tg
 def f(p):
     x, a, b = p
@@ -38,6 +39,7 @@ point = np.array([0.3, 2.1, 0.7])
 """
 _CHECK = """
 assert np.all(np.isfinite(gradient)) and np.all(gradient != 0.0), gradient
+value = "numba" in sys.modules
 """
 MANY_OPERATIONS = _LOOP + "gradient = tg.grad(f)(point)" + _CHECK
 # The same, where kernels are loaded whether this much work asks for them or not.

@@ -50,6 +50,7 @@ _REFERENCE_SLICE = 20_000  # cells between two looks at Ctrl-C, which Python cod
 _COMPILED_SLICE = 2_000_000  # at most 40 ns each (random operands): 80 ms between two looks
 REGION_CELLS = 1 << 12  # a tape of fewer cells is swept before a plan of it were made
 _NOTICE_AFTER = 1.0  # seconds of loading after which stderr says why it takes long
+_NOTICE_AFTER_NATIVE = 0.3  # machine code takes so long only where it is compiled
 
 Kernel = Callable[..., Any]
 
@@ -133,7 +134,8 @@ def load(family: str) -> None:
     if _loaded[family]:
         return
     with _load_lock:
-        notice = threading.Timer(_NOTICE_AFTER, _say_compiling, (family,))
+        after = _NOTICE_AFTER_NATIVE if family in _NATIVE else _NOTICE_AFTER
+        notice = threading.Timer(after, _say_compiling, (family,))
         notice.daemon = True
         notice.start()
         try:

@@ -32,8 +32,8 @@ from ..kernels.replays import (
     SWEEP_BACK,
 )
 from ..recording import FLOAT64
-from ..regions.plan import Record
 from ..regions.threads import direct
+from ..regions.written import Record
 from ..storage import Floats, address
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import numpy as np
 
 from ..kernels import native
 from ..kernels.opcodes import BINARY, CARRY, CONST, HOST, KINDS, LANES, TERNARY, UNARY
-from ..regions.plan import Record
 from ..regions.threads import direct
+from ..regions.written import Record
 from ..storage import Floats, address
 
 if TYPE_CHECKING:

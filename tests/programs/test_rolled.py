@@ -7,6 +7,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.kernels.emit import loop as emit
+from tapegrad.kernels.emit.numbering import CELLS, number
+from tapegrad.ops import TABLE
 from tapegrad.programs import rolled
 from tapegrad.programs.ready import Ready
 
@@ -55,6 +57,21 @@ def test_local_carried_fixed_and_pooled_operands():
         return total
 
     agree(f, 0.3, 2.1, kinds=(emit.LOCAL, emit.CARRIED, emit.FIXED, emit.POOLED))
+
+
+def test_every_row_can_be_part_of_a_loop():
+    """Whatever is in a body, it is translated: there is nothing else to fall back on."""
+    body = []
+    for opcode in number(TABLE):
+        operands = [emit.Operand(emit.FIXED, 0), emit.Operand(emit.POOLED, 1)]
+        if opcode.row.arity == 3:
+            body.append(emit.Slot(emit.CARRY, (emit.Operand(emit.FIXED, 3),), emit.NOBODY))
+        if opcode.row.arity == 3 or opcode.variant == CELLS:
+            operands[1] = emit.Operand(emit.FIXED, 2)
+        if opcode.row.arity == 1:
+            operands.pop()
+        body.append(emit.Slot(opcode.number, tuple(operands), emit.OUTSIDE))
+    assert all(rolled._compiled(tuple(body)))
 
 
 def test_operands_in_memory():
