@@ -2,9 +2,9 @@
 
 Importing Numba and loading a kernel from its cache takes half a second, most of which goes into
 what only a compiler needs.  Kernels that are called with integers alone (numbers and addresses) are
-nothing but machine code: one file a library, which is copied into memory and given addresses in a
-millisecond.  Where there is no such file, or it belongs to other
-sources, other versions or another processor, it is compiled (`kernels/cpu/building.py`).
+nothing but machine code: one file a library, which is copied into memory and given addresses, in
+some milliseconds.  Where there is no such file, or it belongs to other sources, other versions or
+another processor, it is compiled (`kernels/cpu/building.py`).
 
 That leans on the inside of Numba and of CPython, and is tested on Linux for x86-64.  Elsewhere, and
 wherever anything of it fails, Numba compiles and caches the same kernels, as it does all others.
@@ -66,7 +66,8 @@ class Library(NamedTuple):
 
 
 _COMMON = (
-    *("native.py", "cpu/building.py", "cpu/images.py", "cpu/translating.py", "cpu/walking.py"),
+    *("native.py", "cpu/building.py", "cpu/images.py", "cpu/translating.py"),
+    *("cpu/walking.py", "cpu/syntax.py"),
     *("cpu/jit.py", "cpu/simd.py"),
 )
 LIBRARIES = {

@@ -8,7 +8,7 @@ result.
 A value of a program is a number: results count from 0, in-windows are -1, -3, -5, ... and constants
 -2, -4, -6, ... `NONE` is no value.
 
-`tapegrad.regions.plan` writes the fields of each record in the order in which they stand here.
+`tapegrad.regions.plan` and `written` give the fields of each record in the order of this module.
 """
 
 # Types are left to the compiler, which needs none.

@@ -7,7 +7,6 @@ import builtins
 import functools
 import itertools
 import operator
-import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import types
+
+from tapegrad.kernels.cpu.syntax import Case, cases_of, tree_of
 
 if TYPE_CHECKING:
     from tapegrad.kernels.cpu.translating import Translation
@@ -65,29 +66,6 @@ class Translated(NamedTuple):
     result: Any
 
 
-@functools.cache
-def _trees(path: str) -> dict[tuple[str, int], ast.FunctionDef]:
-    """Return the functions of a file by name and first line."""
-    with tokenize.open(path) as file:
-        return _found_in(file.read())
-
-
-def _found_in(source: str) -> dict[tuple[str, int], ast.FunctionDef]:
-    return {
-        (node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])): node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef)
-    }
-
-
-def _tree(function: Any) -> ast.FunctionDef:
-    """Return the syntax tree of a function, from its file or from its own `source`."""
-    code = function.__code__
-    source = getattr(function, "source", None)
-    trees = _trees(code.co_filename) if source is None else _found_in(source)
-    return trees[code.co_name, code.co_firstlineno]
-
-
 def _is_number(operand: Operand) -> bool:
     """Whether it is a number that is known already."""
     if not isinstance(operand, Value) or operand.kind not in (types.int64, types.float64):
@@ -95,40 +73,8 @@ def _is_number(operand: Operand) -> bool:
     return isinstance(operand.code, ir.Constant)
 
 
-_CASES = 3
+_FEW_CASES = 3
 """Comparisons in a chain that are made one after another, at most: longer ones are jumped to."""
-
-_Case = tuple[list[int], list[ast.stmt]]
-
-
-def _switch(node: ast.If) -> tuple[ast.expr, list[_Case], list[ast.stmt]]:
-    """Return which variable a chain of `if` and `elif` compares with numbers, and what follows.
-
-    That is the cases, each with its numbers, and what is done for any other number.
-    """
-    cases: list[_Case] = []
-    first: Any = None
-    while True:
-        tests = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
-        if isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And):
-            break
-        numbers = []
-        for test in tests:
-            match test:
-                case ast.Compare(ast.Name(name) as left, [ast.Eq()], [ast.Constant(int(number))]):
-                    if first is None:
-                        first = left
-                    if name == first.id:
-                        numbers.append(number)
-        if len(numbers) < len(tests):
-            break
-        cases.append((numbers, node.body))
-        match node.orelse:
-            case [ast.If() as node]:
-                continue
-            case rest:
-                return first, cases, rest
-    return first, cases, [node]
 
 
 class _Variable(NamedTuple):
@@ -159,7 +105,7 @@ class Walk:
     def __init__(self, translation: Translation, function: Any, kinds: tuple[Any, ...]) -> None:
         self.translation, self.function, self.kinds = translation, function, kinds
         self.context = translation.context
-        self.tree = _tree(function)
+        self.tree = tree_of(function)
         self.kinds_of: dict[str, Any] = {}
         self.returned: Any = None
         names = [a.arg for a in self.tree.args.args]
@@ -322,8 +268,8 @@ class Walk:
         self.scope = outer
 
     def _if(self, node: ast.If) -> None:
-        name, cases, rest = _switch(node)
-        if len(cases) > _CASES:
+        name, cases, rest = cases_of(node)
+        if len(cases) > _FEW_CASES:
             self._switch(self.value(name), cases, rest)
             return
         (end,) = self._new("end")
@@ -343,7 +289,7 @@ class Walk:
             self._go(end)
         self._at(end)
 
-    def _switch(self, value: Operand, cases: list[_Case], rest: list[ast.stmt]) -> None:
+    def _switch(self, value: Operand, cases: list[Case], rest: list[ast.stmt]) -> None:
         """Go one of many ways, as a number says."""
         found = self._one(value)
         end, other = self._new("end", "else")

@@ -20,7 +20,7 @@ from ..recording import (
     scalar,
     shape_of,
 )
-from ..storage import Storage, Tracked, TrackedArray, TrackedScalar
+from ..storage import Storage, Tracked, TrackedArray
 from ..tape import recorder
 from ..window import Window
 
@@ -243,8 +243,3 @@ def _replace_leaf(x: TrackedArray, key: Any, value: Any) -> None:
     leaf.value = values
     x.storage.tape = None
     x.storage.version += 1
-
-
-def is_scalar(x: Any) -> bool:
-    """Whether `x` is a tracked scalar (float64, of no storage)."""
-    return isinstance(x, TrackedScalar)

@@ -69,7 +69,6 @@ Join = tuple[tuple[int, int], ...]
 """Rows, and by how many lanes each shifts what is added up before."""
 
 _H = {name: i for i, name in enumerate(W.HEADER)}
-_W = {name: i for i, name in enumerate(W.WINDOW)}
 _IN = {name: i for i, name in enumerate(W.IN_KINDS)}
 _OUT = {name: i for i, name in enumerate(W.OUT_KINDS)}
 
