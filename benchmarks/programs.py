@@ -7,6 +7,7 @@ import numpy as np
 
 import tapegrad as tg
 from tapegrad import execute
+from tapegrad.kernels.replays import CHECK, GIVE_ADJOINTS, PUT, SEED, SWEEP, SWEEP_BACK
 from tapegrad.programs import gradients
 from tapegrad.programs.recorded import READY_AFTER
 
@@ -156,12 +157,11 @@ def guards_share(operations, compiled, rounds=50):
         if compiled:
             program.compile()
     ready = program.tape.replays.ready
-    parts = ready.parts
-    unguarded = parts.PUT + parts.SWEEP + parts.SEED + parts.SWEEP_BACK + parts.GIVE_ADJOINTS
+    unguarded = PUT + SWEEP + SEED + SWEEP_BACK + GIVE_ADJOINTS
     times = max(1, 20_000 // operations)
     seconds = [[], []]
     for _ in range(rounds):
-        for which, asked in enumerate((unguarded, unguarded + parts.CHECK)):
+        for which, asked in enumerate((unguarded, unguarded + CHECK)):
             ready.values[:2] = 0.3, 1.1
             seconds[which].append(cpu_time(repeat(ready.call(asked), times)))
     without, with_check = map(min, seconds)
